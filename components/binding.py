@@ -1,0 +1,120 @@
+"""Binding: which named quantity feeds which parameter, settled once when the experiment is built.
+
+A component's requirements are the parameters of its ``forward`` (a metric's: of its ``update``). :func:`bind` checks that a
+task offers every required one and returns a :class:`Bound`, which picks them out of a mapping of quantities at each step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.validation import did_you_mean
+
+
+class BindingError(ValueError):
+    """A component asks for a quantity that the task does not offer."""
+
+
+class Bound(nn.Module):
+    """A component together with the quantities that feed it. Call it with a mapping of quantities.
+
+    Args:
+        module: the component; a plain callable is accepted as well.
+        arguments: parameter name -> quantity name.
+        name: how errors and logs call it, e.g. ``regularizer.l1``.
+    """
+
+    def __init__(self, module: Callable[..., Any], arguments: Mapping[str, str], name: str) -> None:
+        super().__init__()
+        self.module = module
+        self.arguments = dict(arguments)
+        self.name = name
+
+    def forward(self, quantities: Mapping[str, Any]) -> Any:
+        values = {parameter: quantities[quantity] for parameter, quantity in self.arguments.items()}
+        if getattr(self.module, "pairwise", False):
+            values = gather_over_ranks(values)
+        return self.module(**values)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{p}={q}" for p, q in self.arguments.items())
+
+
+def requirements(function: Callable[..., Any]) -> tuple[list[str], list[str]]:
+    """Names of the required and the optional parameters of ``function``; ``*args`` and ``**kwargs`` ask for nothing."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p.name for p in parameters if p.default is p.empty]
+    return required, [p.name for p in parameters if p.default is not p.empty]
+
+
+def bind(
+    component: Any,
+    offered: Iterable[str],
+    *,
+    name: str,
+    task: str,
+    inputs: Mapping[str, str] | None = None,
+    method: str = "forward",
+    offered_elsewhere: Mapping[str, Iterable[str]] | None = None,
+) -> Bound:
+    """Bind ``component`` to the quantities that a task offers.
+
+    Args:
+        component: the object; its ``method`` (or itself, where it has none) says what it asks for.
+        offered: names of the quantities that the task offers.
+        name: the option in the user's words, e.g. ``loss=dpo``.
+        task: the task's name, for the error.
+        inputs: parameter -> quantity, where they differ (third-party modules).
+        method: ``forward`` for modules, ``update`` for metrics.
+        offered_elsewhere: task name -> offered names, for the error's last line.
+
+    Raises:
+        BindingError: a required parameter is not offered, or ``inputs`` names a parameter or quantity that is not there.
+    """
+    offered = set(offered)
+    inputs = dict(inputs or {})
+    required, optional = requirements(getattr(component, method, component))
+    for parameter, quantity in inputs.items():
+        if parameter not in required + optional:
+            raise BindingError(f"{name}: inputs maps {parameter!r}, but it takes {', '.join(required + optional)}{did_you_mean(parameter, required + optional)}")
+        if quantity not in offered:
+            raise BindingError(f"{name}: inputs feeds {parameter!r} from {quantity!r}, but task={task} offers {_listed(offered)}{did_you_mean(quantity, offered)}")
+    arguments = {p: inputs.get(p, p) for p in required} | {p: inputs.get(p, p) for p in optional if inputs.get(p, p) in offered}
+    missing = [q for q in arguments.values() if q not in offered]
+    if missing:
+        elsewhere = sorted(t for t, names in (offered_elsewhere or {}).items() if set(missing) <= set(names))
+        raise BindingError(
+            f"{name} needs {_listed(missing)}; task={task} offers {_listed(offered)}"
+            + (f"; tasks that offer it: {', '.join(elsewhere)}" if elsewhere else "; no task offers it")
+        )
+    return Bound(component, arguments, name)
+
+
+def gather_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
+    """The batch of all ranks, with gradients, so that a loss over pairs sees the same batch as one process would.
+
+    Each rank then computes the same loss. The backward pass sums the ranks' gradients of the gathered tensors and DDP averages
+    those of the parameters, which together is the gradient of the loss on the whole batch. Ranks must hold equal batches.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1:
+        return values
+    return {k: _gather(v) if isinstance(v, Tensor) and v.ndim > 0 else v for k, v in values.items()}
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    from torch.distributed.nn.functional import all_gather  # differentiable, unlike torch.distributed's own
+
+    if tensor.is_floating_point():
+        return torch.cat(all_gather(tensor.contiguous()))
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

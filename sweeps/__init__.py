@@ -1,0 +1,1 @@
+"""Studies over experiments. Knows ``components`` and Optuna, nothing of the command line."""
