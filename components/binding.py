@@ -99,7 +99,8 @@ def gather_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
     """The batch of all ranks, with gradients, so that a loss over pairs sees the same batch as one process would.
 
     Each rank then computes the same loss. The backward pass sums the ranks' gradients of the gathered tensors and DDP averages
-    those of the parameters, which together is the gradient of the loss on the whole batch. Ranks must hold equal batches.
+    those of the parameters, which together is the gradient of the loss on the whole batch. With gradients, ranks must hold equal
+    batches; without (validation), they may hold any, none included.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1:
         return values
@@ -109,11 +110,27 @@ def gather_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
 def _gather(tensor: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_gather  # differentiable, unlike torch.distributed's own
 
+    if not torch.is_grad_enabled():
+        return gather_rows(tensor)
     if tensor.is_floating_point():
         return torch.cat(all_gather(tensor.contiguous()))
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """The rows of all ranks, rank after rank, without gradients; ranks may hold any number of them, none included."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1:
+        return tensor
+    lengths = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
+    sizes = [int(length) for length in lengths]
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def _listed(names: Iterable[str]) -> str:

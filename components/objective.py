@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,11 @@ class Objective(nn.Module):
                 parts[f"{kind}.{name}"] = value
         return total, parts
 
+    def bounds(self) -> list[Bound]:
+        """All bound components, the main loss first."""
+        terms = [*self.auxiliary.values(), *self.regularizers.values()]
+        return [self.loss, *(cast(Term, term).bound for term in terms), *([self.reweighting] if self.reweighting is not None else [])]
+
     def main_loss(self, quantities: Quantities) -> Tensor:
         return self._mixed(self.loss, quantities)
 
@@ -84,7 +90,7 @@ class Objective(nn.Module):
     def _mixed(loss: Bound, quantities: Quantities) -> Tensor:
         """The loss; for a batch whose samples are mixtures (mixup, cutmix), the same mixture of the losses of both targets.
 
-        ``mix_target`` and ``mix_weight`` (N,) come from the transform. Mixing losses instead of targets is the same for
+        ``mix_target`` and the scalar ``mix_weight`` come from the transform. Mixing losses instead of targets is the same for
         cross-entropy and works for every other loss.
         """
         value: Tensor = loss(quantities)

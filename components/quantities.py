@@ -61,6 +61,7 @@ FACTS: dict[str, str] = {
     "vocab_size": "tokens of the vocabulary",
     "sequence_length": "tokens of one sample",
     "num_outputs": "outputs that the task and the loss need from the model",
+    "head": "what the loss has a regression model put out for each target: point | gaussian | quantile",
     "feature_dim": "size of the model's features",
     "embedding_dim": "size of the embedding that the task asks for",
     "total_steps": "optimizer steps of the whole run",

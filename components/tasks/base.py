@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from components.data.base import Batch
 from components.models.base import ModelOutput, split_output
 from components.objective import Objective
 from components.quantities import Quantities
+from components.tasks.resume import close_last_step, load_metric_state, metric_state, open_last_step, restore_rng, rng_state, settle_loops
 
 COMMON_OFFERS = frozenset({"inputs", "index", "model", "step", "epoch", "loss_fn", "per_sample_loss"})
 
@@ -30,7 +30,7 @@ class Task(lightning.LightningModule):
 
     Args:
         model: the network; returns a tensor or a :class:`~components.models.base.ModelOutput`.
-        objective: what training minimises.
+        objective: what training minimises; may be set later (a builder binds it to what the task offers).
         optimizer: parameters -> optimizer. A loss's own parameters are optimised with the model's.
         schedule: step -> factor on every parameter group's learning rate.
         metrics: name -> metric bound to quantities; logged as ``train/name``, ``val/name``, ``test/name``.
@@ -42,31 +42,34 @@ class Task(lightning.LightningModule):
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
+    metric_stages: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    """Stages in which the metrics mean something."""
 
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        objective: Objective | None = None,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         schedule: Callable[[int], float] | None = None,
         metrics: Mapping[str, Bound] | None = None,
-        transforms: Iterable[Callable[[Batch], Batch]] = (),
+        transforms: Iterable[nn.Module] = (),
         log_every: int = 10,
     ) -> None:
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.objective: Objective = objective  # type: ignore[assignment]
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.transforms = nn.ModuleList(transforms)
         self.log_every = log_every
-        # one copy a stage: a validation in the middle of an epoch must not reset what training has gathered
-        self.metrics = nn.ModuleDict({stage: nn.ModuleDict({k: clone(v) for k, v in (metrics or {}).items()}) for stage in ("train_", "val_", "test_")})
+        self.metrics = nn.ModuleDict({"train_": nn.ModuleDict(), "val_": nn.ModuleDict(), "test_": nn.ModuleDict()})
+        self.add_metrics(metrics or {})
         self._window: list[dict[str, Tensor]] = []  # parts of the objective since the last log entry, on the device
+        self._window_steps: list[int] = []  # the optimizer step that each of them belongs to, counted from 1
         self._last_finite: dict[str, float] = {}
         self._evaluated = {"val": Average(), "test": Average()}
-        self._rng_to_restore: list[Any] | None = None
+        self._resumed: dict[str, Any] | None = None  # what on_train_start has to put back
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
     @classmethod
@@ -98,6 +101,27 @@ class Task(lightning.LightningModule):
         """The quantities that every task offers, the batch's own entries, and the given ones."""
         return Quantities(batch, model=self.model, step=self.global_step, epoch=self.current_epoch, **quantities)
 
+    def add_metrics(self, metrics: Mapping[str, Bound]) -> None:
+        """Log these, in every stage of :attr:`metric_stages`.
+
+        One copy a stage: a validation in the middle of an epoch must not reset what training has gathered.
+        """
+        for stage in self.metric_stages:
+            self.metrics_of(stage).update({name: clone(bound) for name, bound in metrics.items()})
+
+    def metrics_of(self, stage: str) -> nn.ModuleDict:
+        """The bound metrics of ``train``, ``val`` or ``test``, by name."""
+        return cast(nn.ModuleDict, self.metrics[f"{stage}_"])
+
+    def higher_is_better(self, name: str) -> bool:
+        """Whether more of the logged metric ``name`` (``val/acc``) is better; losses and unknown names: less is."""
+        metrics, key = self.metrics_of("val"), name.partition("/")[2]
+        return key in metrics and bool(cast(Any, metrics[key]).module.higher_is_better)
+
+    def asked(self) -> frozenset[str]:
+        """Names of the quantities that some bound component asks for."""
+        return frozenset(name for module in self.modules() if isinstance(module, Bound) for name in module.arguments.values())
+
     def run_model(self, inputs: Tensor) -> ModelOutput:
         return split_output(self.model(inputs))
 
@@ -105,14 +129,24 @@ class Task(lightning.LightningModule):
         for transform in self.transforms:
             batch = transform(batch)
         quantities = self.quantities(batch)
-        total, parts = self.objective(quantities, self.global_step)
+        total, parts = self.objective(quantities, quantities["step"])
         if len(parts) > 1:
             parts["total"] = total
         self._window.append({name: value.detach() for name, value in parts.items()})
-        if self.metrics["train_"] and batch_idx % self.log_every == 0:
+        self._window_steps.append(quantities["step"] + 1)
+        if batch_idx % self.log_every == 0 and self.metrics_of("train"):
             with torch.no_grad():
                 self._update_metrics("train", quantities)
         return total
+
+    # Lightning inspects this method's signature at every step: kept ready, that costs a third
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it some forty times a step, and a module's __setattr__ is slow: 0.1 ms a step
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -130,9 +164,6 @@ class Task(lightning.LightningModule):
 
     # -- the learning rate is a pure function of the step, so a resumed run needs no scheduler state -------------------------
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self._rng_to_restore is not None:
-            restore_rng(self._rng_to_restore[self.global_rank % len(self._rng_to_restore)])
-            self._rng_to_restore = None
         if self.schedule is not None:
             factor = self.schedule(self.global_step)
             for group in self.trainer.optimizers[0].param_groups:
@@ -140,6 +171,9 @@ class Task(lightning.LightningModule):
 
     # -- logging: accumulated on the device, read back every ``log_every`` steps ----------------------------------------------
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
         if len(self._window) >= self.log_every * self.trainer.accumulate_grad_batches:
             self.flush_log()
 
@@ -147,25 +181,64 @@ class Task(lightning.LightningModule):
         """Write the mean of the objective's parts since the last entry; stop the run if one of them is not finite."""
         if not self._window:
             return
-        names = list(self._window[0])
-        rows = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._window]).cpu()
+        names, rows, means = self.check_finite()
         self._window.clear()
-        if not bool(torch.isfinite(rows).all()):
-            self._fail(names, rows)
+        self._window_steps.clear()
         self._last_finite = dict(zip(names, rows[-1].tolist(), strict=True))
-        means = self._over_ranks(rows.mean(0)).tolist()
-        values = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
+        values = {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
         optimizer = self.trainer.optimizers[0]
         self.record(values | {f"lr-{type(optimizer).__name__}": optimizer.param_groups[0]["lr"]})
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+    def check_finite(self) -> tuple[list[str], Tensor, Tensor]:
+        """Stop the run, on every rank, if a part of the objective since the last log entry is not finite; nothing is logged.
+
+        Returns:
+            Names of the parts, their values since the last entry (one row a batch), and their means over batches and ranks.
+        """
+        if not self._window:
+            return [], torch.empty(0, 0), torch.empty(0)
+        names = list(self._window[0])
+        rows = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._window]).cpu().double()
+        means = self._over_ranks(rows.mean(0))
+        if not bool(torch.isfinite(means).all()):
+            self._fail(names, rows)
+        return names, rows, means
 
     def record(self, values: Mapping[str, float]) -> None:
         """Send values to the loggers, at the current step."""
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, step=self.global_step)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+    def on_train_start(self) -> None:
+        resumed = self._put_back()
+        if resumed is None:
+            return
+        if resumed["should_stop"]:
+            self.trainer.should_stop = True
+        # early stopping looks at the last validation's values at the end of the epoch, perhaps only now
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in resumed["callback_metrics"].items()})
+        self.trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
+        self._flush_if_full()  # the checkpoint may be older than its batch's on_train_batch_end
+        if resumed["limit"] is not None:
+            close_last_step(self.trainer, resumed["limit"])
+
+    def on_fit_end(self) -> None:
+        if self._put_back() is not None:  # there was nothing left to train, but perhaps to log
+            self.flush_log()
+
+    def _put_back(self) -> dict[str, Any] | None:
+        """The random state and the unlogged window of this rank, from the checkpoint that the run was resumed from, if it was."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            mine = resumed["ranks"][self.global_rank % len(resumed["ranks"])]
+            restore_rng(mine["rng"])
+            self._window = [{name: value.to(self.device) for name, value in row.items()} for row in mine["window"]]
+            self._window_steps = list(mine["window_steps"])
+        return resumed
 
     def on_train_epoch_end(self) -> None:
-        if self.metrics["train_"]:
+        if self.metrics_of("train"):
             self.record(self._compute_metrics("train"))
 
     def on_train_end(self) -> None:
@@ -178,25 +251,45 @@ class Task(lightning.LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        if len(batch["index"]) == 0:  # the last ranks' share of the last batch under DDP
+        count = len(batch["index"])
+        gathers = self.trainer.world_size > 1 and getattr(self.objective.loss.module, "pairwise", False)
+        if count == 0 and not gathers:  # this rank's share of the last batch under DDP; a loss that gathers needs every rank
             return
         quantities = self.quantities(batch)
-        self._evaluated[stage].update(self.objective.main_loss(quantities), len(batch["index"]))
-        self._update_metrics(stage, quantities)
+        loss = self.evaluation_loss(quantities)
+        if loss is not None:
+            self._evaluated[stage].update(loss, count)
+        if count:
+            self._update_metrics(stage, quantities)
+            self.evaluate_more(stage, quantities)
+
+    def evaluation_loss(self, quantities: Quantities) -> Tensor | None:
+        """The main loss of a validation or test batch; None where it has no value."""
+        return self.objective.main_loss(quantities)
+
+    def evaluate_more(self, stage: str, quantities: Quantities) -> None:
+        """What a subclass gathers from each validation or test batch, for :meth:`evaluation`."""
+
+    def evaluation(self, stage: str) -> dict[str, float]:
+        """What is logged at the end of a validation or test: the loss and the metrics, reduced over ranks. A subclass may add to it."""
+        loss = self._evaluated[stage].compute(self)
+        return ({} if loss is None else {f"{stage}/loss": loss}) | self._compute_metrics(stage)
 
     def _log_evaluation(self, stage: str) -> None:
-        values = {f"{stage}/loss": self._evaluated[stage].compute(self)} | self._compute_metrics(stage)
-        self.log_dict(values, logger=False)
-        if not self.trainer.sanity_checking:
+        values = self.evaluation(stage)
+        training = self.trainer.state.fn == "fit"  # else Lightning logs the values itself, which puts them into what test() returns
+        tensors = {name: torch.tensor(value, dtype=precise_float(self.device), device=self.device) for name, value in values.items()}
+        self.log_dict(tensors, logger=not training, sync_dist=self.trainer.world_size > 1)
+        if training and not self.trainer.sanity_checking:
             self.record(values)
 
     def _update_metrics(self, stage: str, quantities: Quantities) -> None:
-        for metric in self.metrics[f"{stage}_"].values():
+        for metric in cast(Iterable[Any], self.metrics_of(stage).values()):
             metric.module.update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
 
     def _compute_metrics(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}
-        for name, metric in self.metrics[f"{stage}_"].items():
+        for name, metric in cast(Iterable[tuple[str, Any]], self.metrics_of(stage).items()):
             if metric.module.update_called:
                 value = metric.module.compute()
                 values[f"{stage}/{name}"] = float(value)
@@ -206,42 +299,50 @@ class Task(lightning.LightningModule):
     def _over_ranks(self, values: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return values
-        return self.all_gather(values.to(self.device)).mean(0).cpu()
+        return cast(Tensor, self.all_gather(values.to(self.device))).mean(0).cpu()
 
     def _fail(self, names: list[str], rows: Tensor) -> None:
-        first = int((~torch.isfinite(rows)).any(1).nonzero()[0, 0])
+        bad = ~torch.isfinite(rows)
+        if not bool(bad.any()):
+            raise NonFiniteLossError("the training loss is not finite on another rank")
+        first = int(bad.any(1).nonzero()[0, 0])
         culprits = [name for name, value in zip(names, rows[first].tolist(), strict=True) if not math.isfinite(value)]
-        step = self.global_step - (len(rows) - 1 - first) // self.trainer.accumulate_grad_batches
         if first > 0:
             self._last_finite = dict(zip(names, rows[first - 1].tolist(), strict=True))
         last = ", ".join(f"{name}={value:.6g}" for name, value in self._last_finite.items()) or "none: it was the first step"
         raise NonFiniteLossError(
-            f"the training loss is not finite at step {step}: {', '.join(culprits)} became {rows[first, names.index(culprits[0])].item()}; last finite values: {last}"
+            f"the training loss is not finite at step {self._window_steps[first]}: {', '.join(culprits)} became "
+            f"{rows[first, names.index(culprits[0])].item()}; last finite values: {last}"
         )
 
-    # -- checkpoints hold the random state and the unlogged window too ------------------------------------------------------
+    # -- checkpoints hold the random state, the unlogged window and the training metrics too, of each rank ---------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states = [rng_state()]
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, states[0])
-            states = gathered
-        checkpoint["losskit"] = {
-            "rng": states,
-            "window": [{k: v.cpu() for k, v in row.items()} for row in self._window],
-            "last_finite": self._last_finite,
-            "train_metrics": {name: metric_state(metric.module) for name, metric in self.metrics["train_"].items()},
+        mine = {
+            "rng": rng_state(),
+            "window": [{name: value.cpu() for name, value in row.items()} for row in self._window],
+            "window_steps": list(self._window_steps),
+            "train_metrics": {name: metric_state(metric.module) for name, metric in cast(Iterable[tuple[str, Any]], self.metrics_of("train").items())},
         }
+        ranks: list[Any] = [mine]
+        if self.trainer.world_size > 1:
+            ranks = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(ranks, mine)
+        checkpoint["losskit"] = {
+            "ranks": ranks,
+            "last_finite": self._last_finite,
+            "should_stop": self.trainer.should_stop,
+            "callback_metrics": {name: float(value) for name, value in self.trainer.callback_metrics.items()},
+        }
+        settle_loops(checkpoint["loops"], self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("losskit")
-        if state is None:
+        if state is None or self._trainer is None or self.trainer.state.fn != "fit":
             return
-        self._rng_to_restore = state["rng"]
-        self._window = [dict(row) for row in state["window"]]
+        self._resumed = {**state, "limit": open_last_step(checkpoint, self.trainer)}
         self._last_finite = state["last_finite"]
-        for name, values in state["train_metrics"].items():
-            load_metric_state(self.metrics["train_"][name].module, values)
+        for name, values in state["ranks"][self.global_rank % len(state["ranks"])]["train_metrics"].items():
+            load_metric_state(cast(Any, self.metrics_of("train")[name]).module, values)
 
 
 class Average:
@@ -255,54 +356,27 @@ class Average:
         self.count = 0
 
     def update(self, value: Tensor, count: int) -> None:
-        self.total = self.total + value.detach().double() * count
+        self.total = self.total + value.detach().to(precise_float(value.device)) * count
         self.count += count
 
-    def compute(self, module: lightning.LightningModule) -> float:
-        """The mean over all ranks, then start anew."""
+    def compute(self, module: lightning.LightningModule) -> float | None:
+        """The mean over all ranks, None if there was nothing; then start anew."""
         both = torch.tensor([float(self.total), float(self.count)], dtype=torch.float64)
         if module.trainer.world_size > 1:
-            both = module.all_gather(both.to(module.device)).sum(0).cpu()
+            both = cast(Tensor, module.all_gather(both.to(module.device))).sum(0).cpu()
         self.reset()
-        return float(both[0] / both[1]) if both[1] else math.nan
+        return float(both[0] / both[1]) if both[1] else None
+
+
+def precise_float(device: torch.device) -> torch.dtype:
+    """float64, but where the device has none (Apple's)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def clone(bound: Bound) -> Bound:
-    return Bound(bound.module.clone(), bound.arguments, bound.name)
+    return Bound(cast(Any, bound.module).clone(), bound.arguments, bound.name)
 
 
 def detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
-
-def metric_state(metric: Any) -> dict[str, Any]:
-    """A torchmetrics metric's accumulated state as plain tensors (its own ``state_dict`` leaves out what is not persistent)."""
-    return {"updates": metric._update_count, "states": {name: getattr(metric, name) for name in metric._defaults}}
-
-
-def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
-    metric._update_count = state["updates"]
-    for name, value in state["states"].items():
-        setattr(metric, name, value)
-
-
-def rng_state() -> dict[str, Any]:
-    """The random state of Python, NumPy, torch and the accelerators, in types that ``torch.load(weights_only=True)`` takes."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

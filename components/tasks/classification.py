@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from components.data.base import Batch
 from components.quantities import Quantities, lazy
 from components.tasks.base import Task
-from components.validation import require_choice
+from components.validation import require, require_choice
 
 Kind = Literal["auto", "multiclass", "binary", "multilabel"]
 
@@ -35,11 +35,15 @@ class ClassificationTask(Task):
     @staticmethod
     def resolve_kind(kind: str, target_kind: str) -> str:
         require_choice("task.kind", kind, ("auto", "multiclass", "binary", "multilabel"))
+        require(target_kind != "real", "the data's target_kind must be multiclass or multilabel (task=regression predicts real values)", target_kind)
+        fits = kind == "auto" or (target_kind == "multilabel") == (kind == "multilabel")
+        require(fits, f"task.kind={kind} does not go with the data's target_kind: it needs another", target_kind)
         return target_kind if kind == "auto" else kind
 
     @classmethod
     def facts(cls, data: Mapping[str, Any], outputs_per_target: int = 1, *, kind: Kind = "auto", **config: Any) -> dict[str, Any]:
         binary = cls.resolve_kind(kind, data["target_kind"]) == "binary"
+        require(not binary or data["num_classes"] == 2, "task.kind=binary needs data with 2 classes", data["num_classes"])
         return {"num_outputs": 1 if binary else data["num_classes"]}
 
     @property
@@ -55,7 +59,7 @@ class ClassificationTask(Task):
             return target.to(dtype)
         if self.kind == "binary":
             return target.to(dtype).unsqueeze(1)
-        return one_hot(target, self.num_classes).to(dtype)
+        return one_hot(target.clamp(min=0), self.num_classes).to(dtype) * (target >= 0).unsqueeze(1)  # an ignored sample has no class
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.run_model(batch["inputs"]).output
@@ -63,4 +67,5 @@ class ClassificationTask(Task):
             probabilities = logits.softmax(1)
             return {"prediction": probabilities.argmax(1), "probability": probabilities}
         probabilities = logits.sigmoid()
-        return {"prediction": (probabilities > 0.5).long().squeeze(1), "probability": probabilities}
+        prediction = (probabilities > 0.5).long()
+        return {"prediction": prediction.squeeze(1) if self.kind == "binary" else prediction, "probability": probabilities}

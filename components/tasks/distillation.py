@@ -1,0 +1,106 @@
+"""Distillation: a student learns classes from the labels and from a frozen teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from components.data.base import Batch, DataModule
+from components.models.base import split_output
+from components.quantities import Quantities
+from components.tasks.classification import ClassificationTask
+from components.validation import require
+
+
+class DistillationTask(ClassificationTask):
+    """Predict classes, with a teacher's outputs for the same inputs at hand.
+
+    The teacher is frozen, in evaluation mode and without gradients. It sees what the student sees: after the transforms. It is part
+    of the checkpoint, so a resumed run needs nothing else.
+
+    Args:
+        teacher: the network; its outputs are shaped like the student's.
+        teacher_run, teacher_model, teacher_epochs, teacher_lr: say where the builder gets the teacher from: a finished run, or a
+            model that :func:`train_teacher` trains first. They are noted here and no more.
+        kind, num_classes, target_kind: see :class:`~components.tasks.ClassificationTask`.
+
+    Source:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+    """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"target", "target_multi_hot", "logits", "features", "teacher_logits", "teacher_features"})
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: nn.Module,
+        teacher_run: str | None = None,
+        teacher_model: Any = None,
+        teacher_epochs: int = 10,
+        teacher_lr: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher.requires_grad_(False)
+        self.teacher.eval()
+        self.teacher_source = {"run": teacher_run, "epochs": teacher_epochs, "lr": teacher_lr}
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def quantities(self, batch: Batch) -> Quantities:
+        with torch.no_grad():
+            logits, features = split_output(self.teacher(batch["inputs"]))
+        return super().quantities(batch).replace(teacher_logits=logits, teacher_features=features)
+
+
+def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10, lr: float = 1e-3, seed: int = 0) -> nn.Module:
+    """Train ``model`` on the training split with Adam, a cosine learning rate and cross-entropy (binary where that fits), and freeze it.
+
+    The same arguments give the same weights, and the global random state stays as it was.
+
+    Args:
+        model: the teacher to be, changed in place.
+        datamodule: set up; its transforms and corruptions are those of the student's run.
+        epochs: passes over the training split, >= 1.
+        lr: the first learning rate, > 0.
+        seed: of dropout.
+
+    Raises:
+        ValueError: if ``epochs`` or ``lr`` is out of range, or the loss is not finite.
+    """
+    require(epochs >= 1, "teacher_epochs must be >= 1", epochs)
+    require(lr > 0, "teacher_lr must be > 0", lr)
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    loss = torch.zeros((), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        torch.manual_seed(seed)
+        model.train()
+        for epoch in range(epochs):
+            loader = datamodule.loader("train", datamodule.batch_size, shuffle=True, position=lambda epoch=epoch: (epoch, 0))  # type: ignore[misc]
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+            for batch in loader:
+                logits, target = split_output(model(batch["inputs"].to(device))).output, batch["target"].to(device)
+                optimizer.zero_grad()
+                loss = classification_loss(logits, target)
+                loss.backward()
+                optimizer.step()
+    require(bool(torch.isfinite(loss)), f"the teacher's training diverged (teacher_lr={lr}): its loss is not finite", float(loss))
+    return model.requires_grad_(False).eval()
+
+
+def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy for one class a sample, binary cross-entropy for one logit a sample or labels (N, K)."""
+    if target.ndim > 1:
+        return binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+    if logits.shape[1] == 1:
+        return binary_cross_entropy_with_logits(logits.squeeze(1), target.to(logits.dtype))
+    return cross_entropy(logits, target)

@@ -1,0 +1,303 @@
+"""The command line: every command with its flags and help. What a command does stands in its own module, imported when it runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from losskit_cli.errors import LosskitError
+
+app = typer.Typer(
+    name="losskit",
+    help="Train with one thing changed at a time: loss, regularizer, schedule, optimizer, model, data.\n\nEvery KEY=VALUE is a Hydra override. Start with: losskit train",
+    epilog="--traceback anywhere shows the full traceback of an error. Completion: eval \"$(losskit completion bash)\"",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: loss=focal loss.gamma=3 regularizer=[l1] +key=… ~key")]
+ConfigDir = Annotated[list[Path] | None, typer.Option("-cd", "--config-dir", help="A config directory of your own; its options join, and shadow, losskit's.")]
+ConfigName = Annotated[str, typer.Option("-cn", "--config-name", help="The primary config.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its unique beginning, its name, or its directory.")]
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "train",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check, build, one batch forward and backward; record nothing.")] = False,
+    multirun: Annotated[bool, typer.Option("-m", "--multirun", help="Run every combination of the overrides' choices (a=1,2 b=range(3)).")] = False,
+    cfg: Annotated[str | None, typer.Option("--cfg", metavar="job", help="Print the composed config instead of training (as Hydra's --cfg job).")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train, test and track one experiment.
+
+    \b
+    losskit train
+    losskit train loss=focal loss.gamma=3 schedule=wsd optimizer=adamw regularizer=[l1,confidence_penalty] seed=3
+    losskit train data=csv data.path=churn.csv data.target=churned
+    losskit train experiment=byte_lm trainer.max_steps=500
+    losskit train --dry-run loss=triplet task=embedding
+    """
+    if cfg is not None:
+        from losskit_cli.commands import show_config
+
+        show_config(overrides or [], config_dir or [], config_name, cfg=cfg, resolve=resolve, json=json)
+        return
+    from losskit_cli.commands import train as command
+
+    command(overrides or [], config_dir or [], config_name, dry_run=dry_run, multirun=multirun, json=json, quiet=quiet)
+
+
+app.command("fit", hidden=True, help="The same as train.")(train)
+
+
+@app.command()
+def config(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "train",
+    origins: Annotated[bool, typer.Option("--origins", help="Say for each value which file or override it came from.")] = False,
+    resolve: Annotated[bool, typer.Option("--resolve", help="Resolve interpolations.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the composed config.
+
+    \b
+    losskit config loss=focal
+    losskit config experiment=byte_lm --origins
+    """
+    from losskit_cli.commands import show_config
+
+    show_config(overrides or [], config_dir or [], config_name, resolve=resolve, origins=origins, json=json)
+
+
+@app.command("list")
+def list_(
+    group: Annotated[str | None, typer.Argument(metavar="[GROUP]", help="loss, model, data … ; without it: the groups.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only what this task can feed.")] = None,
+    search: Annotated[str | None, typer.Option("--search", help="Only what has this word in its name, description or source.")] = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """List what can be selected.
+
+    \b
+    losskit list
+    losskit list loss --task classification --search margin
+    """
+    from losskit_cli.listing import run_list
+
+    run_list(group, task=task, search=search, config_dirs=config_dir or [], json=json)
+
+
+@app.command()
+def show(
+    option: Annotated[list[str], typer.Argument(metavar="GROUP=OPTION", help="loss=focal (also: loss/focal, loss focal)")],
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Explain one option: what it is, formula, parameters, what it needs, which tasks offer that, source."""
+    from losskit_cli.listing import run_show
+
+    run_show(option, config_dirs=config_dir or [], json=json)
+
+
+@app.command()
+def plot(
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The PNG file; default: <group>-<option>.png")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="For a schedule: the steps of the run.")] = 1000,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Draw a schedule, or a loss and its gradient.
+
+    \b
+    losskit plot schedule=wsd schedule.warmup=0.1
+    losskit plot loss=focal loss.gamma=3
+    """
+    from losskit_cli.plot import run_plot
+
+    run_plot(overrides or [], output=output, steps=steps, config_dirs=config_dir or [], json=json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, its unique beginning, its name, or its directory.")] = None,
+    overrides: Overrides = None,
+    last: Annotated[bool, typer.Option("--last", help="The run that was started last.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a stopped run, in the same MLflow run, from its last whole checkpoint.
+
+    \b
+    losskit resume --last
+    losskit resume focal-digits-s3-brave-owl trainer.max_epochs=30
+    """
+    from losskit_cli.commands import resume as command
+
+    command(run, overrides or [], last=last, json=json, quiet=quiet)
+
+
+@app.command()
+def rerun(run: Run, overrides: Overrides = None, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what differs.")] = False, json: Json = False, quiet: Quiet = False) -> None:
+    """Run again from what a run saved, with overrides on top; shows what differs.
+
+    \b
+    losskit rerun focal-digits-s3-brave-owl
+    losskit rerun 3f2a loss.gamma=1 seed=4
+    """
+    from losskit_cli.commands import rerun as command
+
+    command(run, overrides or [], dry_run=dry_run, json=json, quiet=quiet)
+
+
+@app.command()
+def diff(run: Run, other: Annotated[str, typer.Argument(metavar="RUN", help="The other run.")], json: Json = False) -> None:
+    """What differs between two runs: config, code, packages, data, metrics."""
+    from losskit_cli.diff import run_diff
+
+    run_diff(run, other, json=json)
+
+
+@app.command("eval")
+def eval_(
+    run: Run,
+    overrides: Overrides = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a file.")] = "best",
+    json: Json = False,
+) -> None:
+    """Test a finished run's weights, on its own test split or on other data.
+
+    \b
+    losskit eval focal-digits-s3-brave-owl
+    losskit eval 3f2a data.label_noise=0 --json
+    """
+    from losskit_cli.commands import evaluate
+
+    evaluate(run, overrides or [], checkpoint=checkpoint, json=json)
+
+
+@app.command()
+def predict(
+    run: Run,
+    input: Annotated[Path, typer.Option("--input", "-i", help="New data, of the kind that the run was trained on (CSV, Parquet, NPZ, image folder).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: .csv, .parquet or .json.")],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a file.")] = "best",
+    json: Json = False,
+) -> None:
+    """Predict new data with a finished run's weights."""
+    from losskit_cli.commands import predict as command
+
+    command(run, input=input, output=output, checkpoint=checkpoint, json=json)
+
+
+@app.command()
+def compare(
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="A metric to show and sort by; may be given several times.")] = None,
+    group_by: Annotated[str | None, typer.Option("--group-by", help="Groups or keys, comma-separated: loss,schedule")] = None,
+    filter: Annotated[str | None, typer.Option("--filter", help="\"params.loss.gamma > 1 and metrics.val/loss < 0.5\"")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many runs.")] = 50,
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table on stdout.")] = False,
+) -> None:
+    """The runs of the store as a table, best first.
+
+    \b
+    losskit compare --metric test/acc
+    losskit compare --group-by loss,schedule --filter "params.seed < 3" --json
+    """
+    from losskit_cli.compare import run_compare
+
+    run_compare(metric or [], group_by=group_by, filter=filter, limit=limit, json=json, csv=csv, markdown=markdown)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option("--port", help="Where MLflow's UI listens on 127.0.0.1.")] = 5000,
+) -> None:
+    """MLflow's UI on this directory's store."""
+    from losskit_cli.compare import run_ui
+
+    run_ui(port=port)
+
+
+@app.command()
+def sync(run: Run) -> None:
+    """Send what a run kept while the tracking server was away."""
+    from losskit_cli.commands import sync as command
+
+    command(run)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Versions, devices, store, what is wrong and how to mend it."""
+    from losskit_cli.doctor import run_doctor
+
+    run_doctor(json=json)
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(help="The project's name; a folder of that name is made.")]) -> None:
+    """Start a project of your own: one loss, its option file, a test, how to run it."""
+    from losskit_cli.init_project import run_init
+
+    run_init(name)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")]) -> None:
+    """Print the completion script: eval "$(losskit completion bash)"."""
+    from losskit_cli.completion import run_completion
+
+    run_completion(shell)
+
+
+@app.command()
+def version(json: Json = False) -> None:
+    """losskit's version."""
+    from importlib.metadata import version as of
+
+    write_out(f'{{"losskit": "{of("losskit")}"}}' if json else f"losskit {of('losskit')}")
+
+
+def write_out(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and give its exit code: 0, 1 a failed run, 2 wrong usage, 130 Ctrl-C."""
+    traceback = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    try:
+        app(args=arguments)
+    except SystemExit as done:
+        return int(done.code or 0)
+    except LosskitError as error:
+        if traceback:
+            raise
+        sys.stderr.write(f"Error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `losskit list | head`
+        sys.stderr.close()
+        return 0
+    return 0

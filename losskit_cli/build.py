@@ -1,0 +1,322 @@
+"""From a resolved config to an experiment: data, facts, model, objective, task and trainer, every requirement bound before training starts."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
+
+import components.tasks
+from components.binding import Bound, bind
+from components.callbacks import AtomicCheckpointIO, Interrupts
+from components.data.base import DataModule
+from components.losses.base import Loss
+from components.objective import Objective, Term, Weight
+from components.optimizers import parameter_groups
+from components.quantities import FACTS
+from components.schedules.base import Schedule
+from components.tasks.base import Task
+from components.validation import did_you_mean
+from losskit_cli.check import HYDRA_KEYS, Targets, checked_arguments, missing_values, parameters_of, target_nodes
+from losskit_cli.errors import LosskitError, UsageError
+
+Config = Mapping[str, Any]
+TRAINER_OWN_KEYS = ("compile",)
+
+
+@dataclass
+class Experiment:
+    """Everything that a run needs, built and bound."""
+
+    config: dict[str, Any]
+    data: DataModule
+    task: Task
+    trainer: lightning.Trainer
+    facts: dict[str, Any]
+
+
+class Builder:
+    """Builds one experiment from a resolved config.
+
+    Args:
+        config: plain containers, interpolations resolved.
+        choices: group -> chosen option, so that errors can say ``loss=dpo``.
+        teacher: loads the model of a finished run by its name, for ``task.teacher_run``.
+    """
+
+    def __init__(self, config: Config, choices: Mapping[str, Any] | None = None, load_model: Callable[[str], nn.Module] | None = None) -> None:
+        self.config = {**config}
+        self.choices = choices or {}
+        self.load_model = load_model
+        self.targets = Targets(self.config.get("allow_targets") or ())
+        self.facts: dict[str, Any] = {}
+        self.checkpoint: Mapping[str, Any] | None = None
+        missing = missing_values(self.config)
+        if missing:
+            raise UsageError(f"{missing[0]} is required: set {missing[0]}=…" + (f" (also: {', '.join(missing[1:])})" if missing[1:] else ""))
+        for key, node in target_nodes(self.config):
+            self.targets.resolve(node["_target_"], key)
+
+    def experiment(
+        self, *, run_dir: str | None = None, loggers: list[Any] | None = None, checkpoint: Mapping[str, Any] | None = None, load_data: bool = True
+    ) -> Experiment:
+        """Build it all.
+
+        Args:
+            run_dir: where checkpoints go; ``None``: nothing is written.
+            loggers: Lightning loggers.
+            checkpoint: a loaded checkpoint whose data module's fitted state (encoders, scales, facts) is taken over.
+            load_data: ``False``: build from the checkpoint's facts alone, for predicting where the training data is not at hand.
+        """
+        config = self.config
+        lightning.seed_everything(config["seed"], workers=True, verbose=False)
+        self.checkpoint = checkpoint
+        data = self.data(load_data)
+        trainer = self.trainer(run_dir, loggers or [])
+        self._add_lengths(trainer, data)
+        task = self.task(data)
+        trainer.callbacks.extend(self.callbacks(task, run_dir is not None))  # type: ignore[attr-defined]
+        if config["trainer"].get("compile"):
+            task.model.compile()
+        return Experiment(self.config, data, task, trainer, self.facts)
+
+    # -- data and facts -------------------------------------------------------------------------------------------------
+    def data(self, load: bool = True) -> DataModule:
+        data: DataModule = self.make("data", self.config["data"])
+        state = (self.checkpoint or {}).get(type(data).__qualname__)
+        with _user_errors(self._named("data")):
+            if state:
+                data.load_state_dict(state)
+            if load or not state:
+                data.setup()
+            self.facts.update(data.facts())
+        self.facts["batch_size"] = data.batch_size
+        return data
+
+    def _add_lengths(self, trainer: lightning.Trainer, data: DataModule) -> None:
+        """Steps of an epoch and of the whole run, as the trainer's limits and devices make them."""
+        batches = math.ceil(self.facts["num_samples"] / (data.batch_size * trainer.world_size))
+        limit = trainer.limit_train_batches
+        batches = min(batches, int(limit)) if isinstance(limit, int) else max(1, int(batches * limit))
+        overfit = trainer.overfit_batches
+        if overfit:
+            batches = int(overfit) if overfit >= 1 else max(1, int(batches * overfit))
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        by_epochs = steps * trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
+        by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        total = min(by_epochs, by_steps)
+        if math.isinf(total):
+            raise UsageError("training has no end: set trainer.max_epochs=… or trainer.max_steps=…")
+        self.facts |= {"steps_per_epoch": steps, "total_steps": int(total)}
+
+    # -- the parts ----------------------------------------------------------------------------------------------------------
+    def task(self, data: DataModule) -> Task:
+        config = self.config
+        options = {k: v for k, v in config["task"].items() if k != "_target_"}
+        task_class = self.targets.resolve(config["task"]["_target_"], "task")
+        loss_class = self.targets.resolve(config["loss"]["_target_"], "loss")
+        own = isinstance(loss_class, type) and issubclass(loss_class, Loss)
+        outputs = loss_class.outputs_per_target(**_without_hydra_keys(config["loss"])) if own else 1
+        self.facts["head"] = loss_class.head if own else "point"
+        with _user_errors(self._named("task")):
+            try:
+                self.facts.update(task_class.facts(self.facts, outputs, **options))  # type: ignore[attr-defined]
+            except KeyError as error:
+                raise UsageError(f"{self._named('task')} does not go with {self._named('data')}: that data has no {error.args[0]!r}") from error
+        model: nn.Module = self.make("model", config["model"])
+        if hasattr(model, "feature_dim"):
+            self.facts["feature_dim"] = model.feature_dim
+        given: dict[str, Any] = {"model": model, "objective": None}
+        given |= {"optimizer": self.optimizer(), "schedule": self.schedule(), "transforms": self.transforms()}
+        given |= {"log_every": config["trainer"]["log_every_n_steps"]}
+        if "teacher" in parameters_of(task_class)[0]:
+            given["teacher"] = self.teacher(options, data)
+        # what a task offers may depend on its options, so the task is made first and its objective and metrics are bound to it
+        task: Task = self.make("task", {k: v for k, v in config["task"].items() if k != "teacher_model"}, **given)
+        task.objective = self.objective(task)
+        task.add_metrics(self.metrics(task))
+        return task
+
+    def objective(self, task: Task) -> Objective:
+        config = self.config
+        loss = self._bound("loss", config["loss"], task)
+        auxiliary = {name: self._term("auxiliary", name, node, task) for name, node in (config.get("auxiliary") or {}).items()}
+        regularizers = {name: self._term("regularizer", name, node, task) for name, node in (config.get("regularizer") or {}).items()}
+        reweighting = self._bound("reweighting", config["reweighting"], task) if config.get("reweighting") else None
+        return Objective(loss, auxiliary, regularizers, reweighting)
+
+    def metrics(self, task: Task) -> dict[str, Bound]:
+        return {name: self._bound(f"metrics.{name}", node, task, method="update") for name, node in (self.config.get("metrics") or {}).items()}
+
+    def optimizer(self) -> Callable[[Any], torch.optim.Optimizer]:
+        node = dict(self.config["optimizer"])
+        decay_only_matrices = node.pop("decay_only_matrices", False)
+        factory = self.make("optimizer", node, _partial_=True)
+        with _user_errors(self._named("optimizer")):
+            factory([nn.Parameter(torch.zeros(2, 2))])  # a wrong learning rate is an error now, not at the first step
+        if not decay_only_matrices:
+            return factory
+        return lambda parameters: factory(parameter_groups(parameters, node.get("weight_decay", 0.0)))
+
+    def schedule(self) -> Schedule | None:
+        node = self.config.get("schedule")
+        return self.make("schedule", node) if node else None
+
+    def transforms(self) -> list[nn.Module]:
+        return [self.make(f"transform.{name}", node) for name, node in (self.config.get("transform") or {}).items()]
+
+    def teacher(self, options: Mapping[str, Any], data: DataModule) -> nn.Module:
+        """The teacher of a distillation: a finished run's model, or one trained first. A resumed run's is in its checkpoint."""
+        if options.get("teacher_run"):
+            if self.load_model is None:
+                raise UsageError("task.teacher_run needs the run store")
+            return self.load_model(str(options["teacher_run"]))
+        teacher: nn.Module = self.make("task.teacher_model", options.get("teacher_model") or self.config["model"])
+        if self.checkpoint is not None:
+            return teacher
+        with _user_errors(self._named("task")):
+            return components.tasks.train_teacher(teacher, data, epochs=options["teacher_epochs"], lr=options["teacher_lr"], seed=self.config["seed"])
+
+    def callbacks(self, task: Task, saving: bool) -> list[lightning.Callback]:
+        made = []
+        nodes = dict(self.config.get("callbacks") or {})
+        if self.config.get("averaging"):
+            nodes["averaging"] = self.config["averaging"]
+        for name, node in nodes.items():
+            if name == "checkpoints" and not saving:
+                continue
+            node = {**node, "mode": self.mode(task)} if node.get("mode") == "auto" else node
+            made.append(self.make("averaging" if name == "averaging" else f"callbacks.{name}", node))
+        # interrupts come last but for checkpoints' own saving, so that a checkpoint is taken of a finished step
+        return [*made, Interrupts()]
+
+    def mode(self, task: Task) -> str:
+        """``min`` or ``max``: which way the optimized metric is better."""
+        direction = self.config["optimized_direction"]
+        if direction in ("minimize", "maximize"):
+            return "min" if direction == "minimize" else "max"
+        if direction != "auto":
+            raise UsageError(f"optimized_direction must be minimize, maximize or auto, but got {direction!r}{did_you_mean(direction, ('minimize', 'maximize', 'auto'))}")
+        return "max" if task.higher_is_better(self.config["optimized_metric"]) else "min"
+
+    def trainer(self, run_dir: str | None, loggers: list[Any]) -> lightning.Trainer:
+        options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
+        options = checked_arguments("trainer", lightning.Trainer, options)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and guards against nothing we do
+        with _user_errors("trainer"):
+            return lightning.Trainer(
+                **options,
+                logger=loggers or False,
+                default_root_dir=run_dir,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+            )
+
+    # -- one component --------------------------------------------------------------------------------------------------------
+    def make(self, key: str, node: Config, /, **given: Any) -> Any:
+        """Instantiate ``node``; parameters that are facts are filled in, ``given`` are handed over as they are."""
+        partial = given.pop("_partial_", False)
+        target = self.targets.resolve(node["_target_"], key)
+        named = self._named(key)
+        values = self._filled(key, node, given)
+        if partial and next(iter(parameters_of(target)[0]), None) in ("params", "parameters"):
+            given_later = [*given, "params", "parameters"]
+        else:
+            given_later = list(given)
+        values = {**checked_arguments(key, target, values, given_later)}
+        with _user_errors(named):
+            arguments = {name: instantiate(value, _convert_="all") if isinstance(value, dict | list) and list(target_nodes(value)) else value for name, value in values.items()}
+            return functools.partial(target, **arguments, **given) if partial else target(**arguments, **given)
+
+    def _filled(self, key: str, node: Config, given: Mapping[str, Any] = {}, nested: bool = False) -> dict[str, Any]:  # noqa: B006
+        """``node``'s arguments, with facts filled into parameters of their name: at the top any, in nested nodes the required ones."""
+        parameters, _ = parameters_of(self.targets.resolve(node["_target_"], key))
+        values = {k: self._filled_value(f"{key}.{k}", v) for k, v in node.items() if k not in HYDRA_KEYS}
+        for name, parameter in parameters.items():
+            fact = "num_classes" if name == "num_labels" else name
+            if fact in FACTS and fact in self.facts and name not in values and name not in given and (not nested or parameter.default is parameter.empty):
+                values[name] = self.facts[fact]
+        return values
+
+    def _filled_value(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict) and "_target_" in value:
+            target = self.targets.resolve(value["_target_"], key)
+            values = checked_arguments(key, target, self._filled(key, value, nested=True))
+            return {"_target_": value["_target_"], **values}
+        if isinstance(value, dict):
+            return {k: self._filled_value(f"{key}.{k}", v) for k, v in value.items()}
+        return [self._filled_value(f"{key}[{i}]", v) for i, v in enumerate(value)] if isinstance(value, list) else value
+
+    def _bound(self, key: str, node: Config, task: Task, method: str = "forward") -> Bound:
+        node = dict(node)
+        inputs = node.pop("inputs", None)
+        if node.get("weight") == "balanced":
+            node["weight"] = self._balanced_weight(key)
+        component = self.make(key, node)
+        name = next((n for n, c in components.tasks.BY_NAME.items() if isinstance(task, c)), type(task).__name__)
+        with _user_errors():
+            return bind(component, task.offered, name=self._named(key), task=name, inputs=inputs, method=method, offered_elsewhere=components.tasks.OFFERS)
+
+    def _term(self, group: str, name: str, node: Config, task: Task) -> Term:
+        node = dict(node)
+        weight = node.pop("weight", None)
+        if "class_weight" in node:  # under auxiliary, `weight` is the term's
+            node["weight"] = node.pop("class_weight")
+        bound = self._bound(f"{group}.{name}", node, task)
+        return Term(bound, 1.0 if weight is None else self._weight(f"{group}.{name}.weight", weight))
+
+    def _weight(self, key: str, weight: Any) -> Weight:
+        if isinstance(weight, dict) and "_target_" in weight:
+            made = self.make(key, weight)
+            return made.with_total_steps(self.facts["total_steps"]) if isinstance(made, Schedule) else made
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UsageError(f"{key} must be a number or a schedule, but got {weight!r}")
+        return float(weight)
+
+    def _balanced_weight(self, key: str) -> list[float]:
+        counts = self.facts.get("class_counts")
+        if counts is None:
+            raise UsageError(f"{key}.weight=balanced needs data with classes, which {self._named('data')} has not")
+        return [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+
+    def _named(self, key: str) -> str:
+        """``loss`` -> ``loss=focal``: how the user chose it."""
+        choice = self.choices.get(key)
+        return f"{key}={choice}" if isinstance(choice, str) else key
+
+
+class _user_errors:
+    """Turns a component's ``ValueError`` or ``TypeError`` into a usage error that names the option."""
+
+    def __init__(self, key: str = "") -> None:
+        self.key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, InstantiationException) and error.__cause__ is not None:
+            error = error.__cause__
+        if isinstance(error, LosskitError) or error is None:
+            return
+        if isinstance(error, TypeError) and re.search(r"missing \d+ required|unexpected keyword|multiple values for", str(error)):
+            raise UsageError(f"{self.key}: {error}" if self.key else str(error)) from error
+        if isinstance(error, ValueError | FileNotFoundError | ImportError | lightning.fabric.utilities.exceptions.MisconfigurationException):
+            raise UsageError(f"{self.key}: {error}" if self.key else str(error)) from error
+
+
+def _without_hydra_keys(node: Config) -> dict[str, Any]:
+    return {k: v for k, v in node.items() if k not in HYDRA_KEYS}

@@ -1,0 +1,181 @@
+"""What a config names, checked before anything is built: allowed targets, known parameters, right types, nothing missing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from components.validation import did_you_mean
+from losskit_cli.errors import UsageError
+
+OWN_PACKAGES = ("components", "sweeps", "losskit_cli")
+TRUSTED_PACKAGES = ("torch", "lightning", "torchmetrics")
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+
+
+class Targets:
+    """Resolves ``_target_`` names, refusing what the user has not allowed.
+
+    Allowed are losskit's own packages, classes of torch, lightning and torchmetrics (a class defined there: ``torch.os.system``
+    or ``torch.load`` will not do), installed ``losskit.config`` plug-ins, and the packages named in ``allow_targets``.
+    """
+
+    def __init__(self, allowed: Iterable[str] = ()) -> None:
+        plugins = {entry.value.partition(":")[0].partition(".")[0] for entry in entry_points(group="losskit.config")}
+        self.user_packages = tuple(sorted({*allowed, *plugins}))
+
+    def resolve(self, target: str, key: str) -> Callable[..., Any]:
+        """The class or function that ``target`` names.
+
+        Raises:
+            UsageError: not allowed, or not there (with the nearest name in that module).
+        """
+        self._check_allowed(target, key)
+        found = _import_path(target, key)
+        module = getattr(found, "__module__", None) or ""
+        own = _within(module, OWN_PACKAGES) or _within(module, self.user_packages)
+        if not callable(found) or not (own or (inspect.isclass(found) and _within(module, TRUSTED_PACKAGES))):
+            raise UsageError(f"{key}._target_={target} is refused: it is not a class of {', '.join(TRUSTED_PACKAGES)} nor something that losskit or an allowed package defines")
+        return typing.cast(Callable[..., Any], found)
+
+    def _check_allowed(self, target: str, key: str) -> None:
+        if not _within(target, (*OWN_PACKAGES, *TRUSTED_PACKAGES, *self.user_packages)):
+            package = target.partition(".")[0]
+            raise UsageError(
+                f"{key}._target_={target} is refused: only losskit, torch, lightning and torchmetrics may be named"
+                + (f", and {', '.join(self.user_packages)}" if self.user_packages else "")
+                + f". If you trust it, allow it by name: allow_targets=[{package}]"
+            )
+
+
+def target_nodes(config: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node of a plain config that has a ``_target_``, with its dotted key; outer ones first."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield key, config
+        for name, value in config.items():
+            yield from target_nodes(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            yield from target_nodes(value, f"{key}[{i}]")
+
+
+def missing_values(config: Any, key: str = "") -> list[str]:
+    """Dotted keys whose value is still ``???``."""
+    if isinstance(config, dict):
+        return [k for name, value in config.items() for k in missing_values(value, f"{key}.{name}" if key else str(name))]
+    if isinstance(config, list):
+        return [k for i, value in enumerate(config) for k in missing_values(value, f"{key}[{i}]")]
+    return [key] if config == "???" else []
+
+
+def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Parameters of a class or function by name, ``**kwargs`` followed into base classes; and whether any other name is taken as well."""
+    if not inspect.isclass(target):
+        return _named(inspect.signature(target))
+    found, open_ended = _named(inspect.signature(target))
+    for base in target.__mro__[1:]:
+        if not open_ended:
+            break
+        if "__init__" in vars(base) and base is not object:
+            more, open_ended = _named(inspect.signature(base.__init__), skip_self=True)
+            # the subclass may hand over a base's required parameter itself, so none of them is required of the user
+            found = {**{n: p.replace(default=None) if p.default is p.empty else p for n, p in more.items()}, **found}
+    return found, open_ended
+
+
+def checked_arguments(key: str, target: Callable[..., Any], values: Mapping[str, Any], given_later: Iterable[str] = ()) -> dict[str, Any]:
+    """``values`` for ``target``'s parameters, coerced to their annotated types where that loses nothing (``1e3`` for an int).
+
+    Args:
+        key: the config key, for errors.
+        given_later: parameters that the builder supplies itself.
+
+    Raises:
+        UsageError: an unknown parameter, a wrong type, or a required one missing.
+    """
+    parameters, open_ended = parameters_of(target)
+    names = [name for name in parameters if name not in given_later]
+    for name in values:
+        if name not in parameters and not open_ended:
+            raise UsageError(f"{key} has no parameter {name!r}{did_you_mean(name, names)} (it has: {', '.join(names) or 'none'})")
+    hints = _type_hints(target)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values and name not in given_later:
+            raise UsageError(f"{key}.{name} is required: set {key}.{name}=…")
+    return {name: _coerced(f"{key}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
+
+
+def _coerced(key: str, value: Any, hint: Any) -> Any:
+    if value is None or hint is Any or isinstance(value, dict) or not _is_plain(hint):
+        return value
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        reasons = {e["msg"][0].lower() + e["msg"][1:] for e in error.errors(include_url=False)}
+        raise UsageError(f"{key}={value!r}: {' or '.join(sorted(reasons))} (type {_hint_name(hint)})") from error
+    except PydanticUserError:
+        return value
+
+
+PLAIN_TYPES = {int, float, str, bool, type(None), list, tuple, dict}
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type hint is made of plain values only: those can be checked; a Tensor or a Module given as a list can't."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return True
+    if origin is None:
+        return hint in PLAIN_TYPES
+    return all(_is_plain(part) for part in typing.get_args(hint) if part is not Ellipsis)
+
+
+def _hint_name(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    functions = [base.__init__ for base in reversed(target.__mro__) if "__init__" in vars(base)] if inspect.isclass(target) else [target]
+    for function in functions:
+        try:
+            hints |= typing.get_type_hints(function)
+        except (NameError, TypeError, AttributeError):  # an annotation that cannot be evaluated at run time says nothing
+            continue
+    return hints
+
+
+def _named(signature: inspect.Signature, skip_self: bool = False) -> tuple[dict[str, inspect.Parameter], bool]:
+    parameters = list(signature.parameters.values())[1 if skip_self else 0 :]
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in packages)
+
+
+def _import_path(target: str, key: str) -> Any:
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:length])
+        try:
+            found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+                continue
+            raise UsageError(f"{key}._target_={target} cannot be imported: {error}") from error
+        for name in parts[length:]:
+            if not hasattr(found, name):
+                raise UsageError(f"{key}._target_={target}: there is no {name!r} in {found.__name__}{did_you_mean(name, dir(found))}")
+            found = getattr(found, name)
+        return found
+    raise UsageError(f"{key}._target_={target}: there is no module {parts[0]!r} (is your package installed, or its folder on PYTHONPATH?)")

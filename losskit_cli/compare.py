@@ -1,0 +1,378 @@
+"""``losskit compare``: the runs of a store as one table, or groups of runs as mean and spread."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from csv import writer as csv_writer
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from components.validation import did_you_mean
+from losskit_cli.errors import UsageError
+from losskit_cli.tracking.contents import OPTION_GROUPS
+from losskit_cli.tracking.filter import keep
+from losskit_cli.tracking.store import RunInfo, Store
+from losskit_cli.tracking.ui import run_ui
+
+LOWER_IS_BETTER = (
+    "loss", "nll", "error", "err", "mae", "mse", "rmse", "mape", "smape", "mase", "msle", "crps", "pinball", "perplexity", "ppl",
+    "bits", "bpb", "ece", "mce", "brier", "hamming", "hausdorff", "eer", "fpr", "fnr", "wer", "cer", "kl", "duration",
+)  # fmt: skip
+HIDDEN_PARAMS = ("name", "output_dir", "task_name", "ckpt_path", "tags")
+HIDDEN_GROUPS = ("tracking",)
+MAX_PARAM_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. ``kind``: ``text``, ``param``, ``metric``, ``seconds``, ``count``."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of runs or groups.
+
+    Attributes:
+        rows: column name -> value; a metric of a group is ``{"mean": …, "std": …}``.
+        metric: what it is sorted by, in its better direction.
+        direction: ``"min"`` or ``"max"``.
+        notes: what the reader should know: left-out runs, for instance.
+    """
+
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    metric: str | None
+    direction: str
+    notes: list[str]
+
+
+def compare_runs(
+    store: Store,
+    *,
+    metrics: Sequence[str] = (),
+    group_by: Sequence[str] = (),
+    filter: str | None = None,
+    experiment: str | None = None,
+    direction: str = "auto",
+    best: bool = False,
+    limit: int | None = None,
+) -> Comparison:
+    """Compare the runs of ``store``.
+
+    Args:
+        metrics: metric names; the first one sorts. Default: the runs' own optimized metric, then their ``test/…`` metrics.
+        group_by: options, parameters or tags; runs that agree on all of them become one row with n, mean and standard deviation.
+        filter: see :mod:`losskit_cli.tracking.filter`.
+        experiment: only this MLflow experiment's runs.
+        direction: ``"min"``, ``"max"``, or ``"auto"``: what the runs say, else from the metric's name.
+        best: the best value of a run's history instead of its last.
+        limit: show this many rows.
+
+    Raises:
+        UsageError: no runs, an unknown metric or group, a filter that cannot be read.
+    """
+    if direction not in ("auto", "min", "max"):
+        raise UsageError(f"direction must be one of auto, min, max, but got {direction!r}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, but got {limit}")
+    everything = store.runs(experiment)
+    if not everything:
+        where = f"the experiment {experiment!r} of {store.uri}" if experiment else store.uri
+        raise UsageError(f"there are no runs in {where} yet: `losskit train` makes one")
+    runs = keep(everything, filter)
+    if not runs:
+        raise UsageError(f"none of the {len(everything)} runs passes --filter {filter!r}")
+    notes: list[str] = []
+    if group_by:
+        finished = [run for run in runs if run.status == "FINISHED"]
+        if not finished:
+            raise UsageError(f"none of the {len(runs)} runs has finished, so there is nothing to average")
+        if len(finished) < len(runs):
+            notes.append(f"{len(runs) - len(finished)} of {len(runs)} runs have not finished and are left out")
+        runs = finished
+    chosen = _metrics(runs, metrics)
+    first = chosen[0] if chosen else None
+    better = _direction(first, runs, direction)
+    directions = {name: better if name == first else _direction(name, runs, "auto") for name in chosen}
+    values = {run.run_id: {name: _value(run, name, directions[name] if best else None) for name in chosen} for run in runs}
+    if group_by:
+        columns, rows = _groups(runs, group_by, chosen, values)
+    else:
+        columns, rows = _single(runs, chosen, values)
+    if first is not None:
+        rows.sort(key=lambda row: _sort_key(row.get(first), better))
+    if limit is not None and len(rows) > limit:
+        notes.append(f"{limit} of {len(rows)} rows shown")
+        rows = rows[:limit]
+    return Comparison(columns, rows, first, better, notes)
+
+
+def better_direction(metric: str) -> str:
+    """``"min"`` or ``"max"`` from a metric's name: ``val/loss`` is better when lower, ``val/acc`` when higher."""
+    words = metric.lower().rpartition("/")[2].replace("-", "_").replace(".", "_").split("_")
+    return "min" if any(word in LOWER_IS_BETTER for word in words) or words[-1].endswith(("loss", "error")) else "max"
+
+
+def _direction(metric: str | None, runs: Sequence[RunInfo], asked: str) -> str:
+    if asked != "auto" or metric is None:
+        return asked if asked != "auto" else "max"
+    told = {run.tags.get("losskit.optimized_direction", "auto")[:3] for run in runs if run.tags.get("losskit.optimized_metric") == metric}
+    told &= {"min", "max"}
+    return told.pop() if len(told) == 1 else better_direction(metric)
+
+
+def _metrics(runs: Sequence[RunInfo], asked: Sequence[str]) -> list[str]:
+    known = sorted({key for run in runs for key in run.metrics})
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"no run has a metric {name!r}{did_you_mean(name, known)} (there is: {', '.join(known) or 'none'})")
+    if asked:
+        return list(dict.fromkeys(asked))
+    optimized = [run.tags["losskit.optimized_metric"] for run in runs if "losskit.optimized_metric" in run.tags]
+    main = [m for m in dict.fromkeys(sorted(optimized, key=optimized.count, reverse=True)) if m in known][:1]
+    test = [m for m in known if m.startswith("test/")]
+    return list(dict.fromkeys(main + test)) or [m for m in known if m.startswith("val/")] or [m for m in known if m.startswith("train/")]
+
+
+def _value(run: RunInfo, metric: str, best: str | None) -> float | None:
+    if best is None or metric not in run.metrics:
+        return run.metrics.get(metric)
+    values = [p.value for p in run.history(metric) if not math.isnan(p.value)]
+    return (min if best == "min" else max)(values) if values else math.nan
+
+
+def _single(runs: Sequence[RunInfo], metrics: Sequence[str], values: dict[str, dict[str, float | None]]) -> tuple[list[Column], list[dict[str, Any]]]:
+    differing = differing_keys(runs)
+    columns = [Column("id", "text"), Column("name", "text"), Column("status", "text")]
+    columns += [Column(key, "param") for key in differing]
+    columns += [Column(name, "metric") for name in metrics] + [Column("duration", "seconds")]
+    rows = [
+        {
+            "id": run.run_id,
+            "name": run.name,
+            "status": run.status,
+            **{key: run.value(key) for key in differing},
+            **values[run.run_id],
+            "duration": run.duration,
+        }
+        for run in runs
+    ]
+    return columns, rows
+
+
+def differing_keys(runs: Sequence[RunInfo]) -> list[str]:
+    """Options, then parameters, that are not the same in all of ``runs``; not those that only say where a run is kept."""
+    groups = [g for g in OPTION_GROUPS if len({run.option(g) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in run.params)
+    params = []
+    for key in keys:
+        if key in HIDDEN_PARAMS or key in OPTION_GROUPS or key.split(".")[0] in HIDDEN_GROUPS or key.endswith("_target_"):
+            continue
+        if len({run.params.get(key) for run in runs}) > 1:
+            params.append(key)
+    return groups + params
+
+
+def _groups(
+    runs: Sequence[RunInfo], keys: Sequence[str], metrics: Sequence[str], values: dict[str, dict[str, float | None]]
+) -> tuple[list[Column], list[dict[str, Any]]]:
+    known = sorted({key for run in runs for key in run.params} | {g for g in OPTION_GROUPS if any(run.option(g) for run in runs)})
+    for key in keys:
+        if all(run.value(key) is None for run in runs):
+            raise UsageError(f"--group-by: no run has {key!r}{did_you_mean(key, known)}")
+    members: dict[tuple[str | None, ...], list[RunInfo]] = {}
+    for run in runs:
+        members.setdefault(tuple(run.value(key) for key in keys), []).append(run)
+    columns = [Column(key, "param") for key in keys] + [Column("n", "count")]
+    columns += [Column(name, "metric") for name in metrics] + [Column("duration", "seconds")]
+    rows = []
+    for group, of in members.items():
+        durations = [run.duration for run in of if run.duration is not None]
+        row: dict[str, Any] = {**dict(zip(keys, group, strict=True)), "n": len(of)}
+        for name in metrics:
+            row[name] = _spread([v for run in of if (v := values[run.run_id][name]) is not None])
+        row["duration"] = statistics.fmean(durations) if durations else None
+        rows.append(row)
+    return columns, rows
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation (``None`` for a single run)."""
+    if not values:
+        return None
+    finite = all(math.isfinite(v) for v in values)
+    std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "n": len(values)}
+
+
+def _sort_key(value: Any, direction: str) -> tuple[bool, float]:
+    """Better first; what is missing or NaN last."""
+    number = value["mean"] if isinstance(value, dict) else value
+    if number is None or math.isnan(number):
+        return True, 0.0
+    return False, number if direction == "min" else -number
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+def run_compare(
+    metrics: Sequence[str] = (),
+    *,
+    group_by: str | Sequence[str] | None = None,
+    filter: str | None = None,
+    experiment: str | None = None,
+    direction: str = "auto",
+    best: bool = False,
+    limit: int | None = None,
+    json: bool = False,
+    csv: bool = False,
+    markdown: bool = False,
+    uri: str | None = None,
+    cwd: Path | None = None,
+) -> None:
+    """The command ``losskit compare``: prints the runs.
+
+    Args:
+        metrics, group_by: names; each may hold several with commas between.
+        json, csv, markdown: print that instead of a table.
+        uri: the store; ``None``: what training in ``cwd`` writes to.
+        filter, experiment, direction, best, limit: see :func:`compare_runs`.
+
+    Raises:
+        UsageError: no store, no runs, or an unknown name; two formats at once.
+    """
+    if json + csv + markdown > 1:
+        raise UsageError("choose one of --json, --csv, --markdown")
+    comparison = compare_runs(
+        Store.open(uri, cwd),
+        metrics=_split(metrics),
+        group_by=_split([group_by] if isinstance(group_by, str) else group_by or []),
+        filter=filter,
+        experiment=experiment,
+        direction=direction,
+        best=best,
+        limit=limit,
+    )
+    show = to_json if json else to_csv if csv else to_markdown if markdown else to_table
+    sys.stdout.write(show(comparison))
+
+
+def to_json(comparison: Comparison) -> str:
+    """One object on one line; a NaN or an infinity is ``null``."""
+    kept = {"metric": comparison.metric, "direction": comparison.direction, "notes": comparison.notes, "rows": comparison.rows}
+    return dumps(json_ready(kept), ensure_ascii=False) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """All columns in full precision; a group's metric is the columns ``…_mean`` and ``…_std``."""
+    out = io.StringIO()
+    writer = csv_writer(out, lineterminator="\n")
+    grouped = _is_grouped(comparison)
+    writer.writerow([n for c in comparison.columns for n in ([f"{c.name}_mean", f"{c.name}_std"] if grouped and c.kind == "metric" else [c.name])])
+    for row in comparison.rows:
+        cells: list[Any] = []
+        for column in comparison.columns:
+            value = row.get(column.name)
+            if grouped and column.kind == "metric":
+                cells += [value["mean"], value["std"]] if value else [None, None]
+            else:
+                cells.append(value)
+        writer.writerow(["" if c is None else c for c in cells])
+    return out.getvalue()
+
+
+def to_markdown(comparison: Comparison) -> str:
+    columns = comparison.columns
+    lines = ["| " + " | ".join(_heading(comparison, c) for c in columns) + " |"]
+    lines.append("|" + "|".join(" ---: " if c.kind in ("metric", "seconds", "count") else " --- " for c in columns) + "|")
+    lines += ["| " + " | ".join(_cell(c, row.get(c.name)).replace("|", "\\|") for c in columns) + " |" for row in comparison.rows]
+    return "\n".join(lines + [f"\n{note}" for note in comparison.notes]) + "\n"
+
+
+def to_table(comparison: Comparison, width: int | None = None) -> str:
+    """A table for the terminal; of many differing parameters the first ones."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    params = [c for c in comparison.columns if c.kind == "param"]
+    left_out = [] if _is_grouped(comparison) else params[MAX_PARAM_COLUMNS:]
+    columns = [c for c in comparison.columns if c not in left_out]
+    notes = list(comparison.notes)
+    if left_out:
+        notes.append(f"also different: {', '.join(c.name for c in left_out)} (all of them: --json or --csv)")
+    table = Table(header_style="bold", pad_edge=False)
+    for column in columns:
+        number = column.kind in ("metric", "seconds", "count")
+        table.add_column(_heading(comparison, column), justify="right" if number else "left", no_wrap=number or column.name == "id", overflow="fold")
+    for row in comparison.rows:
+        table.add_row(*(Text(_cell(c, row.get(c.name))) for c in columns))
+    console = Console(file=io.StringIO(), width=width or max(80, Console().width), highlight=False)
+    console.print(table)
+    for note in notes:
+        console.print(Text(note))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _heading(comparison: Comparison, column: Column) -> str:
+    arrow = {"min": " ↓", "max": " ↑"}[comparison.direction] if column.name == comparison.metric else ""
+    return column.name + arrow
+
+
+def _cell(column: Column, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        mean = _figure(value["mean"])
+        return mean if value["std"] is None else f"{mean} ± {_figure(value['std'], 2)}"
+    if column.kind == "metric":
+        return _figure(value)
+    if column.kind == "seconds":
+        return show_seconds(value)
+    if column.name == "id":
+        return str(value)[:8]
+    return str(value)
+
+
+def _figure(value: float, digits: int = 4) -> str:
+    return f"{value:.{digits}g}"
+
+
+def show_seconds(value: float) -> str:
+    """``75.2`` -> ``1m15s``."""
+    if value < 60:
+        return f"{value:.1f}s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def json_ready(value: Any) -> Any:
+    """``value`` with what JSON has no number for as ``None``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: json_ready(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(v) for v in value]
+    return value
+
+
+def _is_grouped(comparison: Comparison) -> bool:
+    return any(c.kind == "count" for c in comparison.columns)
+
+
+def _split(names: Sequence[str]) -> list[str]:
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]
+
+
+__all__ = ["Column", "Comparison", "better_direction", "compare_runs", "differing_keys", "run_compare", "run_ui"]

@@ -1,0 +1,309 @@
+"""From overrides to one composed config, by Hydra, with errors that name the nearest right thing and a record of where each value came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from components.validation import did_you_mean
+from losskit_cli.catalogue import Catalogue
+from losskit_cli.errors import UsageError
+from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
+
+PRESET_GROUPS = ("experiment", "debug", "local")
+TEMPLATE_NAMES = {
+    "logger": "tracking",
+    "hparams_search": "sweep",
+    "paths": "output_dir",
+    "extras": "trainer",
+    "module": "model",
+    "datamodule": "data",
+    "criterion": "loss",
+}
+
+
+@dataclass
+class Composed:
+    """A composed experiment.
+
+    Attributes:
+        config: the whole config, interpolations unresolved.
+        overrides: as given, plus the ``+`` that was put before parameters which an option file does not list.
+        origins: dotted key -> the file or override that its value came from.
+        choices: group -> chosen option (or list of options).
+        config_dirs: the user's own config directories.
+    """
+
+    config: DictConfig
+    overrides: list[str]
+    origins: dict[str, str]
+    choices: dict[str, Any]
+    config_dirs: list[Path] = field(default_factory=list)
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain containers, interpolations resolved."""
+        try:
+            container = OmegaConf.to_container(self.config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise UsageError(f"the config does not resolve: {error.msg or error}".splitlines()[0]) from error
+        assert isinstance(container, dict)
+        return {str(k): v for k, v in container.items()}
+
+
+class Composer:
+    """Composes experiments from the shipped config tree, installed plug-ins' trees and the user's directories.
+
+    Args:
+        config_dirs: the user's own directories; what they hold shadows what is shipped.
+        config_name: the primary config.
+    """
+
+    def __init__(self, config_dirs: Iterable[Path | str] = (), config_name: str = "train") -> None:
+        self.config_dirs = [Path(d).absolute() for d in config_dirs]
+        for directory in self.config_dirs:
+            if not directory.is_dir():
+                raise UsageError(f"--config-dir {directory}: there is no such directory")
+        self.config_name = config_name
+        Plugins.instance()
+        path = ConfigSearchPathImpl()
+        path.append("hydra", "pkg://hydra.conf")
+        for directory in self.config_dirs:
+            path.append("user", f"file://{directory}")
+        path.append("main", f"file://{shipped_config_dir()}")
+        for directory in plugin_config_dirs():
+            path.append("plugin", f"file://{directory}")
+        path.append("schema", "structured://")
+        self.catalogue = Catalogue([*self.config_dirs, shipped_config_dir(), *plugin_config_dirs()])
+        self._search_path = path
+
+    def compose(self, overrides: Sequence[str] = ()) -> Composed:
+        """Compose ``overrides``.
+
+        Raises:
+            UsageError: an override that does not parse; an unknown group, option or key (with the nearest); a missing file.
+        """
+        given = list(overrides)
+        parsed = self._parse(given)
+        self._check_groups(parsed)
+        for _ in range(len(given) + 1):  # each pass may turn one "key not listed in its option file" into an addition
+            try:
+                return self._compose(given)
+            except MissingConfigException as error:
+                raise UsageError(self._missing_config(error)) from error
+            except ConfigCompositionException as error:
+                key = _key_that_is_not_there(error)
+                if key is None:
+                    raise UsageError(_first_lines(error)) from error
+                given = self._with_key_added(given, key)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise UsageError(_first_lines(error)) from error
+        raise UsageError(f"these overrides cannot be composed: {' '.join(given)}")
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The jobs of a multirun: the product of every override's choices, in Hydra's sweep grammar (``a=1,2``, ``range(3)``, ``choice(…)``, ``glob(…)``)."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        loader = _RecordingLoader(self._search_path, {})
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(_first_lines(error)) from error
+        return [list(job) for job in jobs]
+
+    # -- steps ----------------------------------------------------------------------------------------------------------
+    def _compose(self, overrides: list[str]) -> Composed:
+        parsed = self._parse(overrides)
+        loader = _RecordingLoader(self._search_path, _chosen_groups(parsed, self.catalogue.groups()))
+        config = loader.load_configuration(self.config_name, overrides, RunMode.RUN, from_shell=False)
+        choices = {k: v for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items() if not str(k).startswith("hydra/")}  # type: ignore[union-attr]
+        choices |= {group: [str(name) for name in names] for group, names in loader.group_lists(config).items()}
+        with open_dict(config):
+            del config["hydra"]
+        origins = loader.origins
+        for override in parsed:
+            if not override.is_hydra_override() and not self.catalogue.is_group(override.key_or_group):
+                for key in [k for k in origins if k == override.key_or_group or k.startswith(f"{override.key_or_group}.")]:
+                    del origins[key]
+                origins[override.key_or_group] = f"override {override.input_line}"
+        return Composed(config, overrides, origins, {str(k): v for k, v in choices.items()}, self.config_dirs)
+
+    @staticmethod
+    def _parse(overrides: list[str]) -> list[Override]:
+        for text in overrides:
+            if "=" not in text and not text.startswith("~"):
+                raise UsageError(f"{text!r} is not an override: write key=value (or ~key to delete, +key=value to add)")
+        try:
+            return OverridesParser.create().parse_overrides(overrides)
+        except OverrideParseException as error:
+            raise UsageError(f"cannot read the override {error.override!r}: {_first_lines(error)}") from error
+
+    def _check_groups(self, parsed: list[Override]) -> None:
+        groups = self.catalogue.groups()
+        for override in parsed:
+            key, value = override.key_or_group, override.value()
+            if key in TEMPLATE_NAMES and key not in groups:
+                raise UsageError(f"losskit has no {key!r}: it calls that {TEMPLATE_NAMES[key]!r} (losskit list {TEMPLATE_NAMES[key]})")
+            if key not in groups or override.is_delete() or override.is_sweep_override():
+                continue
+            names = self.catalogue.option_names(key)
+            for name in value if isinstance(value, list) else [value]:
+                if isinstance(name, dict) or (name is not None and str(name) not in names):
+                    raise UsageError(f"there is no {key}={_shown(name)}{did_you_mean(str(name), names)} (there is: {', '.join(names)})")
+
+    def _with_key_added(self, overrides: list[str], key: str) -> list[str]:
+        """Put ``+`` before the override of ``key`` if the component that it configures has such a parameter; else say what is near."""
+        at = next(i for i, text in enumerate(overrides) if text.split("=", 1)[0].lstrip("+~").split("@")[0] == key)
+        rest = self._compose([o for i, o in enumerate(overrides) if i != at and not o.startswith(f"{key}.")]).config
+        parent_key, _, name = key.rpartition(".")
+        parent = OmegaConf.select(rest, parent_key) if parent_key else rest
+        known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
+        target = parent.get("_target_") if isinstance(parent, DictConfig) else None
+        parameters = self.catalogue.parameter_names(str(target)) if target else []
+        if name in parameters:
+            return [*overrides[:at], f"+{overrides[at]}", *overrides[at + 1 :]]
+        if isinstance(parent, DictConfig):
+            names = sorted({*known, *parameters} - {"_target_"})
+            where = f"{parent_key} has" if parent_key else "the config has"
+            raise UsageError(f"there is no {key!r}{did_you_mean(name, names)} ({where}: {', '.join(names) or 'nothing'}; +{overrides[at]} would add it)")
+        while parent_key and OmegaConf.select(rest, parent_key) is None:
+            parent_key, _, name = parent_key.rpartition(".")
+        names = [str(k) for k in (OmegaConf.select(rest, parent_key) if parent_key else rest)]
+        raise UsageError(f"there is no {key!r}{did_you_mean(name, names)} ({parent_key or 'the config'} has: {', '.join(sorted(names))})")
+
+    def _missing_config(self, error: MissingConfigException) -> str:
+        missing = str(error.missing_cfg_file or "")
+        group, _, name = missing.rpartition("/")
+        if group and self.catalogue.is_group(group):
+            names = self.catalogue.option_names(group)
+            return f"there is no {group}={name}{did_you_mean(name, names)} (there is: {', '.join(names)})"
+        if not group:
+            return f"there is no config {missing!r} in {', '.join(map(str, [*self.config_dirs, shipped_config_dir()]))}"
+        return _first_lines(error)
+
+
+class _Repository(ConfigRepository):
+    """Hydra's repository, in which ``override /task: x`` means the group ``task`` wherever it stands.
+
+    Hydra itself takes it for ``task`` inside the package of the file that says so, which an option file of another group never means.
+    """
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        result = super().load_config(config_path)
+        for default in (result.defaults_list if result else None) or []:
+            if isinstance(default, GroupDefault) and default.override and default.group and default.group.startswith("/") and default.package is None:
+                default.package = f"_global_.{default.group[1:].replace('/', '.')}"
+        return result
+
+
+class _RecordingLoader(ConfigLoaderImpl):
+    """Hydra's loader, which also notes where each value came from and keeps presets from leaking.
+
+    A preset (``experiment=big``) may set values of the options that it chooses. When the command line chooses another option
+    of such a group, those values were meant for something else, so they are left out.
+    """
+
+    def __init__(self, search_path: ConfigSearchPathImpl, chosen: Mapping[str, Any]) -> None:
+        super().__init__(search_path)
+        self.repository = _Repository(search_path)
+        self.chosen = chosen
+        self.origins: dict[str, str] = {}
+        self._lists: dict[str, list[str]] = {}
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        result = super()._load_single_config(default, repo)
+        path = default.config_path or ""
+        if path.startswith("hydra/"):
+            return result
+        group, _, name = path.rpartition("/")
+        if isinstance(result.config, DictConfig):
+            if group in PRESET_GROUPS:
+                loaded = repo.load_config(path)
+                named = {str(d.group).lstrip("/"): d.value for d in (loaded.defaults_list or []) if isinstance(d, GroupDefault)} if loaded else {}
+                result = _without_values_for_other_options(result, self.chosen, named)
+            for key in _leaf_keys(result.config):
+                self.origins[key] = f"{path}.yaml"
+        if group:
+            self._lists.setdefault(group, []).append(name)
+        return result
+
+    def group_lists(self, config: DictConfig) -> dict[str, list[str]]:
+        """Groups chosen as lists, which ``hydra.runtime.choices`` leaves out."""
+        known = set(config.hydra.runtime.choices)
+        return {group: names for group, names in self._lists.items() if group not in known and "@" not in group}
+
+
+def _chosen_groups(parsed: list[Override], groups: Iterable[str]) -> dict[str, Any]:
+    names = set(groups)
+    return {o.key_or_group: o.value() for o in parsed if o.key_or_group in names and o.package is None and not o.is_delete()}
+
+
+def _without_values_for_other_options(result: ConfigResult, chosen: Mapping[str, Any], named: Mapping[str, Any]) -> ConfigResult:
+    config = result.config
+    for group, choice in chosen.items():
+        if group not in config or choice == named.get(group):
+            continue
+        with open_dict(config):
+            if isinstance(choice, list):
+                for name in [n for n in config[group] if n not in choice]:
+                    del config[group][name]
+            else:
+                del config[group]
+    return result
+
+
+def _leaf_keys(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):
+        for key in node:
+            if not prefix and key in ("hydra", "defaults"):
+                continue
+            yield from _leaf_keys(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix
+
+
+def _key_that_is_not_there(error: BaseException) -> str | None:
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    return match.group(1) if match else None
+
+
+def _first_lines(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages without the trailing search path, full_key and object_type lines."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = []
+    for line in lines:
+        if line.startswith(("Search path", "full_key", "object_type", "reference_type", "Config search path", "See https://hydra.cc")):
+            break
+        if line:
+            kept.append(line)
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.msg and "Error merging override" in " ".join(kept):
+        kept.append(str(cause.msg).splitlines()[0])
+    return " ".join(kept) or type(error).__name__
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def to_yaml(config: DictConfig | ListConfig | Mapping[str, Any], *, resolve: bool = False) -> str:
+    return OmegaConf.to_yaml(config if isinstance(config, DictConfig | ListConfig) else OmegaConf.create(dict(config)), resolve=resolve)
+
+
+__all__ = ["Composed", "Composer", "to_yaml"]

@@ -1,0 +1,340 @@
+"""``losskit plot``: a schedule over the run, or a loss and its gradient, as a PNG and as a small picture in the terminal."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from losskit_cli.catalogue import Catalogue
+from losskit_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CLASSIFICATION = ({"logits", "target"}, {"logits", "target_multi_hot"}, {"logits", "target", "target_multi_hot"})
+REGRESSION = ({"prediction", "target"}, {"prediction", "log_variance", "target"}, {"quantiles", "target"})
+POINTS = 161
+FACTS = {
+    "num_classes": 2,
+    "num_outputs": 2,
+    "class_counts": [500, 500],
+    "class_names": ["other", "target"],
+    "num_samples": 1000,
+    "num_targets": 1,
+    "vocab_size": 2,
+    "batch_size": 1,
+    "steps_per_epoch": 100,
+}
+
+
+@dataclass
+class Panel:
+    """One set of axes: curves by name, the first the one asked about."""
+
+    label: str
+    curves: dict[str, list[float]]
+
+
+@dataclass
+class Picture:
+    kind: str
+    name: str
+    title: str
+    x_label: str
+    x: list[float]
+    panels: list[Panel] = field(default_factory=list)
+
+
+def run_plot(
+    overrides: Sequence[str],
+    *,
+    output: Path | None = None,
+    steps: int = 1000,
+    config_dirs: Sequence[Path | str] = (),
+    json: bool = False,
+) -> None:
+    """Draw what ``overrides`` choose: ``schedule=wsd schedule.decay=0.3``, ``loss=focal loss.gamma=3``.
+
+    Args:
+        overrides: Hydra overrides; the first that is about a schedule or a loss says which of the two is drawn.
+        output: the PNG; default ``<group>-<option>.png`` in the working directory.
+        steps: steps of the run that a schedule is drawn over.
+        config_dirs: the user's config directories.
+        json: print the points and the file's name as one object.
+
+    Raises:
+        UsageError: neither a schedule nor a loss; a loss that one number does not describe; what composing refuses.
+    """
+    group = _what(overrides)
+    if steps < 2:
+        raise UsageError(f"--steps must be at least 2, but got {steps}")
+    from losskit_cli.compose import Composer
+
+    composed = Composer(config_dirs).compose(list(overrides))
+    config = composed.resolved()
+    name, node = str(composed.choices.get(group, group)), config.get(group)
+    if not node:
+        raise UsageError(f"{group}={name} is nothing to draw")
+    make = _maker(config.get("allow_targets") or (), f"{group}={name}")
+    if group == "schedule":
+        picture = schedule_picture(make(group, node, {"total_steps": steps}), name, steps)
+    else:
+        _require_plottable(Catalogue.default(config_dirs), name)
+        picture = loss_picture(make(group, _loss_node(node), {**FACTS, "total_steps": steps}), name, _inputs(node))
+    file = output or Path(f"{group}-{name}.png")
+    save(picture, file)
+    if json:
+        points = {"kind": picture.kind, "name": name, "file": str(file), "x_label": picture.x_label, "x": picture.x}
+        sys.stdout.write(dumps(points | {"panels": [{"label": p.label, "curves": p.curves} for p in picture.panels]}) + "\n")
+        return
+    size = shutil.get_terminal_size((80, 24))
+    sys.stdout.write(f"{picture.title}\n\n")
+    for panel in picture.panels:
+        sys.stdout.write(blocks(picture.x, panel, picture.x_label, min(size.columns, 100)) + "\n\n")
+    sys.stdout.write(f"{file}\n")
+
+
+# -- what to draw ----------------------------------------------------------------------------------------------------------------
+def schedule_picture(schedule: Callable[[int], float], name: str, total_steps: int) -> Picture:
+    """The factor against the step, beside a cosine without warm-up."""
+    x = sorted({round(i * total_steps / min(total_steps, 400)) for i in range(min(total_steps, 400) + 1)})
+    curves = {name: [float(schedule(step)) for step in x]}
+    curves.setdefault("cosine", [0.5 * (1 + math.cos(math.pi * step / total_steps)) for step in x])
+    return Picture("schedule", name, f"schedule={name}, {total_steps} steps", "step", [float(s) for s in x], [Panel("factor on the base value", curves)])
+
+
+def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = None) -> Picture:
+    """The loss of one sample and its derivative: against the margin of the right class, or against the error.
+
+    Classification: two classes with logits ``(m/2, -m/2)``, the first being right, so ``m`` is the margin (a loss over single labels: one label with
+    logit ``m``); beside cross-entropy. Regression: target 0 (or 1, where the loss has no value at 0), unit predicted variance, all quantiles alike;
+    beside the squared error.
+
+    Args:
+        loss: the loss, of any reduction.
+        name: how it is called.
+        inputs: parameter -> quantity, where its parameters have names of their own.
+    """
+    import torch
+
+    if getattr(loss, "pairwise", False):
+        raise UsageError(f"loss={name} compares samples of a batch with each other, so there is no one number to draw it against")
+    if hasattr(loss, "reduction"):
+        setattr(loss, "reduction", "none")  # noqa: B010  (any module's, not only our own Loss)
+    names = {parameter: (inputs or {}).get(parameter, parameter) for parameter in _required(loss)}
+    classification = "logits" in names.values()
+    x = torch.linspace(-6, 6, POINTS) if classification else torch.linspace(-4, 4, POINTS)
+    values, slopes = _curve(loss, names, x, classification, name)
+    point = x.double()
+    if classification:
+        baseline, other, against = torch.nn.functional.softplus(-point), -torch.sigmoid(-point), "margin: logit of the right class − logit of the other"
+    else:
+        baseline, other, against = point**2, 2 * point, "error: prediction − target"
+    usual = "cross-entropy" if classification else "squared error"
+    panels = [Panel("loss", {name: values, usual: baseline.tolist()}), Panel("gradient", {name: slopes, usual: other.tolist()})]
+    return Picture("loss", name, f"loss={name}", against, x.tolist(), panels)
+
+
+def _curve(loss: nn.Module, names: Mapping[str, str], x: Tensor, classification: bool, name: str) -> tuple[list[float], list[float]]:
+    """Value and slope at each point, one sample at a time; the first form of input that the loss takes is used."""
+    import torch
+
+    problems: list[str] = []
+    for form in _class_forms() if classification else _error_forms(loss):
+        if not set(names.values()) <= form(x[0]).keys():
+            continue
+        try:
+            values, slopes = [], []
+            for point in x:
+                at = point.clone().requires_grad_()
+                quantities = form(at)
+                value = loss(**{parameter: quantities[quantity] for parameter, quantity in names.items()}).mean()
+                slope = torch.autograd.grad(value, at, allow_unused=True)[0] if value.requires_grad else None
+                values.append(float(value.detach()))
+                slopes.append(0.0 if slope is None else float(slope))
+        except (ValueError, IndexError, RuntimeError) as error:  # not the shapes that it takes: try the next form
+            problems.append(str(error))
+            continue
+        if not all(map(math.isfinite, values)):
+            problems.append("it is not finite there")
+        elif not any(slopes):
+            problems.append("it does not change there")
+        else:
+            return values, slopes
+    raise UsageError(f"loss={name} takes no single sample: {problems[0]}")
+
+
+def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
+    """One label with its logit (the other one is 0: what a sigmoid compares with); two classes, alone and at one place or pixel."""
+    import torch
+
+    def one_label(margin: Tensor) -> dict[str, Tensor]:
+        return {"logits": margin.reshape(1, 1), "target_multi_hot": torch.ones(1, 1)}
+
+    def form(*extra: int) -> Callable[[Tensor], dict[str, Tensor]]:
+        def quantities(margin: Tensor) -> dict[str, Tensor]:
+            logits = torch.stack([margin / 2, -margin / 2]).reshape(1, 2, *extra)
+            return {
+                "logits": logits,
+                "target": torch.zeros((1, *extra), dtype=torch.long),
+                "target_multi_hot": torch.tensor([1.0, 0.0]).reshape(1, 2, *extra),
+            }
+
+        return quantities
+
+    return [one_label, form(), form(1), form(1, 1)]
+
+
+def _error_forms(loss: nn.Module) -> list[Callable[[Tensor], dict[str, Tensor]]]:
+    import torch
+
+    levels = len(getattr(loss, "levels", [0]))
+
+    def form(target: float) -> Callable[[Tensor], dict[str, Tensor]]:
+        def quantities(error: Tensor) -> dict[str, Tensor]:
+            prediction = (error + target).reshape(1, 1)
+            return {
+                "prediction": prediction,
+                "target": torch.full((1, 1), target),
+                "log_variance": torch.zeros(1, 1),
+                "quantiles": prediction.unsqueeze(-1).expand(1, 1, levels),
+            }
+
+        return quantities
+
+    return [form(0.0), form(1.0)]
+
+
+def _required(loss: nn.Module) -> list[str]:
+    from components.binding import requirements
+
+    return requirements(loss.forward)[0]
+
+
+def _what(overrides: Iterable[str]) -> str:
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
+        if key in ("schedule", "loss"):
+            return key
+    raise UsageError("say what to draw: losskit plot schedule=wsd schedule.decay=0.3, or losskit plot loss=focal")
+
+
+def _require_plottable(catalogue: Catalogue, name: str) -> None:
+    needs = catalogue.option("loss", name).needs()
+    if needs and not _plottable(needs):
+        others = [option.name for option in catalogue.options("loss") if _plottable(option.needs())]
+        raise UsageError(
+            f"loss={name} needs {', '.join(needs)}: there is no one number to draw it against. What can be drawn needs logits and a target, "
+            f"or a prediction and a target: {', '.join(others)}"
+        )
+
+
+def _plottable(needs: Iterable[str]) -> bool:
+    return set(needs) in (*CLASSIFICATION, *REGRESSION)
+
+
+def _inputs(node: Mapping[str, Any]) -> dict[str, str]:
+    return dict(node.get("inputs") or {})
+
+
+def _loss_node(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in node.items() if k != "inputs" and not (k == "weight" and v == "balanced")}
+
+
+def _maker(allowed: Iterable[str], named: str) -> Callable[[str, Mapping[str, Any], Mapping[str, Any]], Any]:
+    """Builds a component from its node, with its target and parameters checked and facts filled in."""
+    from hydra.utils import instantiate
+
+    from losskit_cli.check import HYDRA_KEYS, Targets, checked_arguments, parameters_of, target_nodes
+
+    targets = Targets(allowed)
+
+    def make(key: str, node: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+        for where, inner in target_nodes(dict(node), key):
+            targets.resolve(inner["_target_"], where)
+        target = targets.resolve(node["_target_"], key)
+        values = {k: v for k, v in node.items() if k not in HYDRA_KEYS}
+        parameters, _ = parameters_of(target)
+        values |= {k: v for k, v in facts.items() if k in parameters and k not in values}
+        values = checked_arguments(key, target, values)
+        try:
+            nested = {k: instantiate(v, _convert_="all") if isinstance(v, dict | list) and list(target_nodes(v)) else v for k, v in values.items()}
+            return target(**nested)
+        except ValueError as error:
+            raise UsageError(f"{named}: {error}") from error
+
+    return make
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------------------
+def save(picture: Picture, file: Path) -> None:
+    """Write the picture as a PNG (or what else the file's ending says that matplotlib can write)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * len(picture.panels) ** 0.7, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(picture.panels), squeeze=False)[0], picture.panels, strict=True):
+        for number, (name, y) in enumerate(panel.curves.items()):
+            style: dict[str, Any] = {"linewidth": 2.2, "color": "#0072B2"} if number == 0 else {"linewidth": 1.4, "color": "#777777", "linestyle": "--"}
+            axes.plot(picture.x, y, label=name, **style)
+        axes.set_xlabel(picture.x_label)
+        axes.set_ylabel(panel.label)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    figure.suptitle(picture.title)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
+        raise UsageError(f"cannot write {file}: {error}") from error
+
+
+def blocks(x: Sequence[float], panel: Panel, x_label: str, width: int = 80, height: int = 12) -> str:
+    """The panel in braille dots: the first curve solid, the others dotted.
+
+    Each character holds 2 x 4 dots, so a picture 60 columns wide has 120 points across.
+    """
+    finite = [v for curve in panel.curves.values() for v in curve if math.isfinite(v)]
+    low, high = min(finite), max(finite)
+    high = high if high > low else low + 1
+    labels = [f"{0 if abs(v) < (high - low) * 1e-6 else v:.3g}" for v in (high, (low + high) / 2, low)]
+    margin = max(map(len, labels)) + 1
+    columns = max(width - margin - 2, 10)
+    cells = [[0] * columns for _ in range(height)]
+    bits = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille character: column, row
+
+    for number, curve in enumerate(panel.curves.values()):
+        previous: int | None = None
+        for across in range(columns * 2):
+            value = _at(x, curve, x[0] + (x[-1] - x[0]) * across / (columns * 2 - 1))
+            row = round((high - value) / (high - low) * (height * 4 - 1))
+            reached = range(min(row, previous), max(row, previous) + 1) if previous is not None and number == 0 else (row,)
+            previous = row
+            if number and across % 4 > 0:
+                continue
+            for dot in reached:
+                cells[dot // 4][across // 2] |= bits[across % 2][dot % 4]
+    at = {0: labels[0], height // 2: labels[1], height - 1: labels[2]}
+    lines = [f"{at.get(row, ''):>{margin}} ┤{''.join(chr(0x2800 + cell) for cell in line)}" for row, line in enumerate(cells)]
+    ends = f"{x[0]:.6g}", f"{x[-1]:.6g}"
+    lines.append(f"{'':>{margin}} └{'─' * columns}")
+    lines.append(f"{'':>{margin + 2}}{ends[0]}{x_label:^{max(columns - len(ends[0]) - len(ends[1]), 0)}}{ends[1]}")
+    first, *others = panel.curves
+    legend = f"{panel.label}:  ⣿ {first}" + "".join(f"   ⠂⠂ {name}" for name in others)
+    return "\n".join([f"{'':>{margin + 2}}{legend}", *lines])
+
+
+def _at(x: Sequence[float], y: Sequence[float], where: float) -> float:
+    """Linear interpolation on increasing ``x``."""
+    from bisect import bisect_left
+
+    right = min(max(bisect_left(x, where), 1), len(x) - 1)
+    share = (where - x[right - 1]) / (x[right] - x[right - 1])
+    return y[right - 1] + share * (y[right] - y[right - 1])

@@ -1,0 +1,270 @@
+"""Run one experiment: build, fit, test, keep what is needed to do it again. Whatever happens, the run ends with a status and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from components.callbacks import TrainingInterrupted, is_intact, newest_intact
+from components.callbacks.checkpoints import BEST, LAST, DamagedCheckpointError, checkpoints_of
+from components.tasks.base import NonFiniteLossError
+from losskit_cli import ranks
+from losskit_cli.build import Builder, Experiment
+from losskit_cli.errors import LosskitError, RunError, UsageError
+from losskit_cli.progress import ProgressBar
+from losskit_cli.rundir import CHECKPOINTS, RunSpec
+from losskit_cli.session import Tracking
+
+
+@dataclass
+class Summary:
+    """How a run ended; what ``--json`` prints."""
+
+    run_id: str | None
+    run_name: str
+    status: str
+    steps: int
+    duration_s: float
+    metrics: dict[str, float]
+    best_checkpoint: str | None
+    last_checkpoint: str | None
+    run_dir: str | None
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "notes"}
+
+
+class Interrupted(LosskitError):
+    """Ctrl-C or SIGTERM; the run is KILLED, with a checkpoint to go on from."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def execute(spec: RunSpec, run_dir: Path, tracking: Tracking, *, resume: bool = False, console: Console, load_model: Callable[[str], nn.Module] | None = None) -> Summary:
+    """Run ``spec`` in ``run_dir``.
+
+    Args:
+        spec: what to run.
+        run_dir: its directory, which exists.
+        tracking: the run's journal and writer, started already so that the store opens while torch is imported.
+        resume: go on from the newest intact checkpoint of ``run_dir``.
+        console: where progress and notes go.
+        load_model: see :class:`~losskit_cli.build.Builder`.
+
+    Raises:
+        UsageError: the experiment cannot be built; nothing was recorded.
+        RunError: it failed; the run is FAILED.
+        Interrupted: it was stopped by a signal; the run is KILLED and can be resumed.
+    """
+    quiet_libraries()
+    began = time.monotonic()
+    workers = ranks.launch(spec.config["trainer"], run_dir, resume)
+    try:
+        notes: list[str] = []
+        checkpoint = _checkpoint_to_resume(run_dir, notes) if resume else None
+        experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model)
+    except BaseException:
+        workers.kill()
+        tracking.abandon()
+        raise
+    tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
+    status, error = "FINISHED", None
+    metrics: dict[str, float] = {}
+    try:
+        metrics = _fit_and_test(experiment, run_dir, checkpoint)
+        workers.wait()
+    except TrainingInterrupted as interruption:
+        status = "KILLED"
+        error = Interrupted(f"{interruption}; a checkpoint is saved. Go on with: losskit resume {spec.name}", interruption.signum)
+    except KeyboardInterrupt:
+        status, error = "KILLED", Interrupted(f"stopped. Go on with: losskit resume {spec.name}", 2)
+    except Exception as failure:  # noqa: BLE001  whatever a component raises, the run must end as FAILED with its reason
+        status, error = "FAILED", _explained(failure, run_dir)
+    finally:
+        workers.kill()
+    steps = experiment.trainer.global_step
+    outcome = tracking.end(status, error=str(error) if error else None)
+    notes += outcome.notes
+    summary = Summary(
+        outcome.run_id, spec.name, status, steps, round(time.monotonic() - began, 3), metrics,
+        _existing(run_dir / CHECKPOINTS / BEST), _existing(run_dir / CHECKPOINTS / LAST), str(run_dir), notes,
+    )  # fmt: skip
+    if error is not None:
+        raise error
+    return summary
+
+
+def dry_run(spec: RunSpec, load_model: Callable[[str], nn.Module] | None = None) -> dict[str, Any]:
+    """Compose, check, build, one batch forward and backward; nothing is recorded."""
+    quiet_libraries()
+    experiment = Builder(spec.config, spec.choices, load_model).experiment()
+    task, data = experiment.task, experiment.data
+    batch = next(iter(data.train_dataloader()))
+    task.train()
+    try:
+        for transform in task.transforms:
+            batch = transform(batch)
+        total, parts = task.objective(task.quantities(batch), 0)
+        total.backward()
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"the first batch fails: {error}") from error
+    gradients = [p.grad for p in task.parameters() if p.grad is not None]
+    return {
+        "loss": float(total.detach()),
+        "parts": {name: float(value.detach()) for name, value in parts.items()},
+        "finite": bool(torch.isfinite(total)) and all(bool(torch.isfinite(g).all()) for g in gradients),
+        "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "batch": {name: list(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)},
+        "total_steps": experiment.facts["total_steps"],
+        "offers": sorted(task.offered),
+        "bindings": {bound.name: bound.arguments for bound in task.objective.bounds()},
+    }
+
+
+def restored(spec: RunSpec, checkpoint: Path, *, load_data: bool, load_model: Callable[[str], nn.Module] | None = None) -> Experiment:
+    """The experiment of ``spec`` with the weights and the fitted data state of ``checkpoint``."""
+    quiet_libraries()
+    state = read_checkpoint(checkpoint)
+    experiment = Builder(spec.config, spec.choices, load_model).experiment(checkpoint=state, load_data=load_data)
+    check_fits(experiment, state, checkpoint)
+    experiment.task.load_state_dict(state["state_dict"])
+    return experiment
+
+
+def evaluate(spec: RunSpec, checkpoint: Path, load_model: Callable[[str], nn.Module] | None = None) -> dict[str, float]:
+    """Test ``spec``'s data with the weights of ``checkpoint``."""
+    return _test(restored(spec, checkpoint, load_data=True, load_model=load_model))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content.
+
+    Raises:
+        UsageError: it is not there, damaged, or no checkpoint.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint {path}")
+    if not is_intact(path):
+        raise UsageError(f"{path} is damaged or no checkpoint")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise UsageError(f"{path} is no checkpoint of a run: it has no state_dict")
+    return state
+
+
+def load_weights(experiment: Experiment, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the experiment's task; UsageError where they do not fit."""
+    state = read_checkpoint(checkpoint)
+    check_fits(experiment, state, checkpoint)
+    experiment.task.load_state_dict(state["state_dict"])
+
+
+def check_fits(experiment: Experiment, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse a checkpoint of another model, saying where they differ."""
+    own, saved = experiment.task.state_dict(), state.get("state_dict", {})
+    differences = [f"{k}: {tuple(saved[k].shape)} in the checkpoint, {tuple(own[k].shape)} here" for k in own if k in saved and saved[k].shape != own[k].shape]
+    differences += [f"{k}: not in the checkpoint" for k in own if k not in saved] + [f"{k}: only in the checkpoint" for k in saved if k not in own]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UsageError(f"{checkpoint} is of another model: {'; '.join(differences[:3])}{more}")
+
+
+def quiet_libraries() -> None:
+    """Lightning's notices are about things that losskit decides; what a user must know, losskit says."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec, LeafSpec\)|does not have many workers|No negative samples|No positive samples).*")
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------------
+def _built(
+    spec: RunSpec, run_dir: Path, checkpoint: Path | None, tracking: Tracking, console: Console, load_model: Callable[[str], nn.Module] | None
+) -> Experiment:
+    builder = Builder(spec.config, spec.choices, load_model)
+    state = read_checkpoint(checkpoint) if checkpoint else None
+    experiment = builder.experiment(run_dir=str(run_dir), loggers=tracking.loggers(), checkpoint=state)
+    if state is not None and checkpoint is not None:
+        check_fits(experiment, state, checkpoint)
+    experiment.trainer.callbacks.extend(tracking.callbacks())  # type: ignore[attr-defined]
+    if console.is_terminal and not console.quiet:
+        bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])
+        experiment.trainer.callbacks.insert(0, bar)  # type: ignore[attr-defined]
+    if spec.config.get("ckpt_path"):
+        load_weights(experiment, Path(spec.config["ckpt_path"]))
+    return experiment
+
+
+def _checkpoint_to_resume(run_dir: Path, notes: list[str]) -> Path | None:
+    try:
+        path, damaged = newest_intact(run_dir / CHECKPOINTS)
+    except DamagedCheckpointError as error:
+        if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
+            raise RunError(str(error)) from error
+        notes.append("the run was stopped before its first checkpoint: it starts anew")
+        return None
+    notes += [f"{bad.name} is damaged: resumed from {path.name}, the one before" for bad in damaged]
+    return path
+
+
+def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None) -> dict[str, float]:
+    config, trainer, task, data = experiment.config, experiment.trainer, experiment.task, experiment.data
+    metrics: dict[str, float] = {}
+    if config["train"]:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        metrics |= _values(trainer.callback_metrics)
+    if config["test"]:
+        best = run_dir / CHECKPOINTS / BEST
+        if config["train"] and checkpoints_of(trainer.callbacks) is not None and best.exists():  # type: ignore[attr-defined]
+            load_weights(experiment, best)
+        metrics |= _test(experiment)
+    return metrics
+
+
+def _test(experiment: Experiment) -> dict[str, float]:
+    experiment.trainer.test(experiment.task, datamodule=experiment.data, verbose=False)
+    return {k: v for k, v in _values(experiment.trainer.callback_metrics).items() if k.startswith("test/")}
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in sorted(metrics.items())}
+
+
+def _explained(failure: Exception, run_dir: Path) -> RunError:
+    """A failure as one message; the traceback goes to ``error.txt``."""
+    with suppress(OSError):  # the disk may be what failed
+        (run_dir / "error.txt").write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+    if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
+        return RunError(f"the disk is full ({failure.filename or run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
+    if isinstance(failure, RuntimeError) and "No space left on device" in str(failure):
+        return RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
+    if isinstance(failure, NonFiniteLossError | LosskitError | ValueError):
+        message = str(failure)
+    else:
+        message = f"{type(failure).__name__}: {failure}"
+    error = RunError(f"{message}\n(the traceback is in {run_dir / 'error.txt'})")
+    error.__cause__ = failure
+    return error
+
+
+def _existing(path: Path) -> str | None:
+    return str(path) if path.exists() else None

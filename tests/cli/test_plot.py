@@ -1,0 +1,145 @@
+"""``losskit plot``: the points are the component's own, beside what is usual; a PNG and a small picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from losskit_cli.catalogue import Catalogue
+from losskit_cli.errors import UsageError
+from losskit_cli.plot import Panel, blocks, loss_picture, run_plot, schedule_picture
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class TestSchedule:
+    def test_points_are_the_schedules(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["schedule=wsd", "schedule.decay=0.3"], steps=200, json=True)
+        shown = json.loads(capsys.readouterr().out)
+        from components.schedules import WSD
+
+        schedule = WSD(decay=0.3, shape="1-sqrt", warmup=0.05, total_steps=200)
+        (panel,) = shown["panels"]
+        assert panel["curves"]["wsd"] == pytest.approx([schedule(int(step)) for step in shown["x"]])
+        assert panel["curves"]["cosine"] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 200)) for step in shown["x"]])
+        assert (shown["x"][0], shown["x"][-1]) == (0, 200)
+
+    def test_file_and_picture(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["schedule=wsd"])
+        assert (workdir / "schedule-wsd.png").read_bytes().startswith(PNG)
+        out = capsys.readouterr().out
+        assert "schedule-wsd.png" in out
+        assert any(0x2800 < ord(c) < 0x2900 for c in out)
+
+    def test_output(self, workdir: Path) -> None:
+        run_plot(["schedule=cosine"], output=workdir / "new" / "x.png", json=True)
+        assert (workdir / "new" / "x.png").read_bytes().startswith(PNG)
+        with pytest.raises(UsageError, match=r"cannot write .*x\.nothing"):
+            run_plot(["schedule=cosine"], output=workdir / "x.nothing")
+
+    def test_every_shipped_schedule(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in Catalogue.default().option_names("schedule"):
+            run_plot([f"schedule={name}"], steps=50, json=True)
+            (panel,) = json.loads(capsys.readouterr().out)["panels"]
+            assert all(math.isfinite(v) for v in panel["curves"][name]), name
+
+    def test_few_steps(self) -> None:
+        picture = schedule_picture(lambda step: step / 3, "line", 3)
+        assert picture.x == [0, 1, 2, 3]
+        with pytest.raises(UsageError, match="--steps must be at least 2"):
+            run_plot(["schedule=wsd"], steps=1)
+
+
+class TestLoss:
+    def test_focal_against_the_margin(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["loss=focal", "loss.gamma=3"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        value, gradient = shown["panels"]
+        for margin, focal, usual in zip(shown["x"], value["curves"]["focal"], value["curves"]["cross-entropy"], strict=True):
+            p = 1 / (1 + math.exp(-margin))
+            assert usual == pytest.approx(-math.log(p), rel=1e-5)
+            assert focal == pytest.approx(-((1 - p) ** 3) * math.log(p), rel=1e-3, abs=1e-6)
+        slope = [(b - a) / (shown["x"][1] - shown["x"][0]) for a, b in zip(value["curves"]["focal"][:-2], value["curves"]["focal"][1:-1], strict=True)]
+        assert gradient["curves"]["focal"][:-2] == pytest.approx(slope, abs=0.05)
+        assert (workdir / "loss-focal.png").read_bytes().startswith(PNG)
+
+    @pytest.mark.parametrize("name", ["cross_entropy", "next_token"])
+    def test_cross_entropy_is_itself(self, name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot([f"loss={name}"], json=True)
+        for panel in json.loads(capsys.readouterr().out)["panels"]:
+            assert panel["curves"][name] == pytest.approx(panel["curves"]["cross-entropy"], abs=1e-5)
+
+    def test_sigmoid_loss_is_cross_entropy_of_one_label(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["loss=bce"], json=True)
+        value, _ = json.loads(capsys.readouterr().out)["panels"]
+        assert value["curves"]["bce"] == pytest.approx(value["curves"]["cross-entropy"], abs=1e-5)
+
+    def test_regression_against_the_error(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["loss=l1"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["panels"][0]["curves"]["l1"] == pytest.approx([abs(x) for x in shown["x"]], abs=1e-5)
+        assert shown["panels"][0]["curves"]["squared error"] == pytest.approx([x * x for x in shown["x"]], abs=1e-4)
+
+    def test_every_shipped_loss_is_drawn_or_refused_by_what_it_needs(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        drawn = set()
+        for name in Catalogue.default().option_names("loss"):
+            try:
+                run_plot([f"loss={name}"], json=True)
+            except UsageError as error:
+                assert f"loss={name} needs" in str(error), error
+                assert "focal" in str(error)
+            else:
+                drawn.add(name)
+                value, gradient = json.loads(capsys.readouterr().out)["panels"]
+                assert any(gradient["curves"][name]), name
+                assert all(map(math.isfinite, value["curves"][name])), name
+        assert {"focal", "dice", "gaussian_nll", "quantile", "poly1", "huber"} <= drawn
+
+    def test_third_partys_names(self) -> None:
+        picture = loss_picture(torch.nn.MSELoss(), "theirs", {"input": "prediction"})
+        assert picture.panels[0].curves["theirs"] == pytest.approx(picture.panels[0].curves["squared error"], abs=1e-5)
+
+    def test_pairwise_loss_is_refused(self) -> None:
+        class Pairs(torch.nn.Module):
+            pairwise = True
+
+        with pytest.raises(UsageError, match="compares samples of a batch"):
+            loss_picture(Pairs(), "pairs")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ([], "say what to draw"),
+            (["seed=3"], "say what to draw"),
+            (["loss=focall"], "did you mean 'focal'"),
+            (["loss=focal", "loss.gamma=-1"], "loss=focal: gamma must be >= 0"),
+            (["loss=focal", "loss.gama=1"], "did you mean 'gamma'"),
+            (["schedule=wsd", "schedule._target_=os.system"], "refused"),
+        ],
+    )
+    def test_message_and_no_file(self, overrides: list[str], message: str, workdir: Path) -> None:
+        with pytest.raises(UsageError, match=message):
+            run_plot(overrides)
+        assert list(workdir.iterdir()) == []
+
+
+class TestBlocks:
+    def test_a_rising_line(self) -> None:
+        picture = blocks([0, 10], Panel("y", {"line": [0.0, 1.0]}), "x", width=40, height=5).splitlines()
+        rows = [line.split("┤")[1] for line in picture if "┤" in line]
+        assert len(rows) == 5
+        first = [min(i for i, c in enumerate(row) if c != "\u2800") for row in rows]
+        assert first == sorted(first, reverse=True)  # further up is further right
+        assert picture[1].strip().startswith("1 ┤")
+        assert max(map(len, picture)) <= 40
+
+    def test_a_flat_line_and_two_curves(self) -> None:
+        picture = blocks([0, 1], Panel("y", {"one": [2.0, 2.0], "two": [2.0, 2.0]}), "x", width=30, height=3)
+        assert "one" in picture
+        assert "two" in picture

@@ -1,0 +1,186 @@
+"""Every option of conf/optimizer goes through the public trials, and the simple ones against an independent update."""
+
+import inspect
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract
+
+CONF = Path(__file__).parents[3] / "conf" / "optimizer"
+OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))
+PECULIAR = ["asgd", "rprop", "lbfgs"]
+NOT_FOR_CONFIGS = {"params", "foreach", "fused", "maximize", "capturable", "differentiable"}
+
+
+def option(name: str) -> tuple[type[torch.optim.Optimizer], dict]:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    node.pop("decay_only_matrices", None)
+    return get_class(node.pop("_target_")), node
+
+
+def maker(name: str) -> MakeOptimizer:
+    cls, options = option(name)
+    return partial(cls, **options)
+
+
+class OptionContract(OptimizerContract):
+    """The public trials on an option file, and that the file is complete."""
+
+    @pytest.fixture
+    def make(self, name: str) -> MakeOptimizer:
+        return maker(name)
+
+    def test_option_file_lists_every_option(self, name):
+        cls, options = option(name)
+        assert (CONF / f"{name}.yaml").read_text().startswith("# ")
+        assert set(options) == set(inspect.signature(cls).parameters) - NOT_FOR_CONFIGS
+
+    def test_decay_only_matrices_is_offered_where_there_is_decay(self, name):
+        _, options = option(name)
+        assert ("decay_only_matrices" in OmegaConf.load(CONF / f"{name}.yaml")) == ("weight_decay" in options)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in PECULIAR])
+class TestOption(OptionContract):
+    pass
+
+
+@pytest.mark.parametrize("name", ["asgd"])
+class TestASGD(OptionContract):
+    lr_delay = 1
+
+
+@pytest.mark.parametrize("name", ["rprop"])
+class TestRprop(OptionContract):
+    uses_lr_at_every_step = False
+
+
+@pytest.mark.parametrize("name", ["lbfgs"])
+class TestLBFGS(OptionContract):
+    several_groups = False
+    reads_missing_gradients_as_zero = True
+
+
+# -- independent updates: the defaults of the option files, straight from the papers ------------------------------------
+def sgd(theta, g, s):
+    s["v"] = 0.9 * s["v"] + g if "v" in s else g
+    return theta - 0.05 * s["v"]
+
+
+def moments(g, s, beta1=0.9, beta2=0.999):
+    s["t"] = s.get("t", 0) + 1
+    s["m"] = beta1 * s.get("m", 0.0) + (1 - beta1) * g
+    s["v"] = beta2 * s.get("v", 0.0) + (1 - beta2) * g**2
+    return s["t"], s["m"], s["v"]
+
+
+def adam(theta, g, s, lr=1e-3):
+    t, m, v = moments(g, s)
+    return theta - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+def adamw(theta, g, s):
+    return adam(theta, g, s) - 1e-3 * 0.01 * theta
+
+
+def nadam(theta, g, s):
+    t, m, v = moments(g, s)
+    mu, mu_next = (0.9 * (1 - 0.5 * 0.96 ** (k * 0.004)) for k in (t, t + 1))
+    s["product"] = s.get("product", 1.0) * mu
+    m_hat = mu_next * m / (1 - s["product"] * mu_next) + (1 - mu) * g / (1 - s["product"])
+    return theta - 2e-3 * m_hat / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+def radam(theta, g, s):
+    t, m, v = moments(g, s)
+    m_hat = m / (1 - 0.9**t)
+    longest = 2 / (1 - 0.999) - 1
+    length = longest - 2 * t * 0.999**t / (1 - 0.999**t)
+    if length <= 5:
+        return theta - 1e-3 * m_hat
+    rectification = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+    return theta - 1e-3 * m_hat * rectification * math.sqrt(1 - 0.999**t) / (v.sqrt() + 1e-8)
+
+
+def rmsprop(theta, g, s):
+    s["v"] = 0.99 * s.get("v", 0.0) + 0.01 * g**2
+    return theta - 1e-3 * g / (s["v"].sqrt() + 1e-8)
+
+
+def adagrad(theta, g, s):
+    s["sum"] = s.get("sum", 0.0) + g**2
+    return theta - 0.01 * g / (s["sum"].sqrt() + 1e-10)
+
+
+def adadelta(theta, g, s):
+    s["v"] = 0.9 * s.get("v", 0.0) + 0.1 * g**2
+    delta = ((s.get("u", torch.zeros_like(g)) + 1e-6) / (s["v"] + 1e-6)).sqrt() * g
+    s["u"] = 0.9 * s.get("u", 0.0) + 0.1 * delta**2
+    return theta - delta
+
+
+def adamax(theta, g, s):
+    s["t"] = s.get("t", 0) + 1
+    s["m"] = 0.9 * s.get("m", 0.0) + 0.1 * g
+    s["u"] = torch.maximum(0.999 * s.get("u", torch.zeros_like(g)), g.abs() + 1e-8)
+    return theta - 2e-3 / (1 - 0.9 ** s["t"]) * s["m"] / s["u"]
+
+
+def asgd(theta, g, s):
+    s["t"] = s.get("t", 0) + 1
+    eta = 0.01 / (1 + 1e-4 * 0.01 * (s["t"] - 1)) ** 0.75
+    return theta * (1 - 1e-4 * eta) - eta * g
+
+
+def rprop(theta, g, s):
+    size, last = s.get("size", torch.full_like(g, 0.01)), s.get("g", torch.zeros_like(g))
+    agree = (g * last).sign()
+    s["size"] = torch.where(agree > 0, size * 1.2, torch.where(agree < 0, size * 0.5, size)).clamp(1e-6, 50)
+    s["g"] = torch.where(agree < 0, 0.0, g)
+    return theta - s["g"].sign() * s["size"]
+
+
+def adafactor(theta, g, s):
+    s["t"] = t = s.get("t", 0) + 1
+    keep = 1 - t**-0.8
+    rate = min(0.01, 1 / math.sqrt(t)) * max(1e-3, float(theta.norm() / math.sqrt(theta.numel())))
+    if g.ndim == 2:
+        s["rows"] = keep * s.get("rows", 0.0) + (1 - keep) * (g**2).mean(1, keepdim=True)
+        s["columns"] = keep * s.get("columns", 0.0) + (1 - keep) * (g**2).mean(0, keepdim=True)
+        second = s["rows"] * s["columns"] / s["rows"].mean()
+    else:
+        second = s["v"] = keep * s.get("v", 0.0) + (1 - keep) * g**2
+    update = g / second.sqrt()
+    return theta - rate * update / max(1.0, float(update.norm() / math.sqrt(update.numel())))
+
+
+@pytest.mark.parametrize("reference", [sgd, adam, adamw, nadam, radam, rmsprop, adagrad, adadelta, adamax, rprop, adafactor], ids=lambda f: f.__name__)
+class TestReference(OptimizerReferenceContract):
+    @pytest.fixture
+    def make(self, reference) -> MakeOptimizer:
+        return maker(reference.__name__)
+
+
+class TestASGDReference(OptimizerReferenceContract):
+    tolerance = 1e-8  # torch keeps its step size in float32
+
+    @pytest.fixture
+    def make(self) -> MakeOptimizer:
+        return maker("asgd")
+
+    @pytest.fixture
+    def reference(self):
+        return asgd
+
+
+def test_every_optimizer_of_torch_has_an_option():
+    ours = {option(name)[0].__name__ for name in OPTIONS} | {"Muon"}  # as MuonWithAuxAdamW
+    needs_sparse_gradients = {"SparseAdam"}
+    torchs = {n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer}
+    assert torchs - needs_sparse_gradients <= ours

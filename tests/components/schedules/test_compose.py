@@ -1,0 +1,106 @@
+import math
+import warnings
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from components.schedules import Constant, Cosine, Exponential, Join, Linear, OneCycle, Product, Scaled, Schedule, Step
+from components.testing.schedules import ScheduleContract
+
+
+class TestJoin:
+    class TestContract(ScheduleContract):
+        @pytest.fixture
+        def schedule(self) -> Schedule:
+            return Join(schedules=[Linear(start_factor=0.1, end_factor=1.0), Step(milestones=[0.5]), OneCycle()], boundaries=[0.2, 0.6])
+
+    def test_each_runs_over_its_own_segment(self):
+        join = Join(schedules=[Linear(start_factor=0.0, end_factor=1.0), Cosine(), Constant(value=0.25)], boundaries=[4, 8], total_steps=10)
+        cosine = [0.5 * (1 + math.cos(math.pi * s / 4)) for s in range(4)]
+        assert join.values(12) == pytest.approx([0, 0.25, 0.5, 0.75, *cosine, 0.25, 0.25, 0.25, 0.25])
+
+    def test_a_boundary_opens_the_next_segment_and_the_end_is_the_lasts(self):
+        join = Join(schedules=[Constant(), Linear()], boundaries=[0.5], total_steps=8)
+        assert join(3) == 1.0 and join(4) == 1.0 and join(5) == 0.75 and join(8) == 0.0
+
+    def test_agrees_with_torch(self):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parts = [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=10), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+            theirs = lr_scheduler.SequentialLR(optimizer, parts, milestones=[10])
+            join = Join(schedules=[Linear(start_factor=0.1, end_factor=1.0), Exponential(gamma=0.9)], boundaries=[10], total_steps=40)
+            for step in range(40):
+                assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * join(step), abs=1e-12)
+                theirs.step()
+
+    def test_a_part_keeps_a_length_of_its_own(self):
+        join = Join(schedules=[Linear(total_steps=2), Constant(value=0.5)], boundaries=[4], total_steps=6)
+        assert join.values() == [1.0, 0.5, 0.0, 0.0, 0.5, 0.5]
+
+    def test_parts_have_warmups_of_their_own(self):
+        join = Join(schedules=[Constant(warmup=2), Constant(warmup=0.5)], boundaries=[4], total_steps=8)
+        assert join.values() == [0.5, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0]
+
+    def test_warmup_shortens_the_first_segment(self):
+        join = Join(schedules=[Linear(), Constant(value=0.0)], boundaries=[6], warmup=2, total_steps=8)
+        assert join.values() == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+
+    def test_segments_beyond_a_short_run_are_passed_over(self):
+        join = Join(schedules=[Constant(), Linear(), Constant(value=0.1)], boundaries=[100, 200], total_steps=5)
+        assert join.values(7) == [1.0] * 7
+        assert Join(schedules=[Constant(), Linear()], boundaries=[0], total_steps=2).values(3) == [1.0, 0.5, 0.0]
+
+    def test_joins_join(self):
+        inner = Join(schedules=[Constant(), Constant(value=0.5)], boundaries=[0.5])
+        outer = Join(schedules=[inner, inner], boundaries=[0.5], total_steps=8)
+        assert outer.values() == [1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"schedules": []}, "schedules must be one schedule or more"),
+            ({"schedules": [0.5]}, "schedules must be one schedule or more"),
+            ({"schedules": [Linear(), Linear()]}, r"boundaries must be one fewer than the 2 schedules, but got \[\]"),
+            ({"schedules": [Linear()] * 3, "boundaries": [0.8, 0.2], "total_steps": 10}, "boundaries must be in rising order"),
+            ({"schedules": [Linear()] * 2, "boundaries": [-1]}, "boundaries must be >= 0"),
+        ],
+    )
+    def test_refuses(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            Join(**arguments)
+
+
+class TestProduct:
+    class TestContract(ScheduleContract):
+        @pytest.fixture
+        def schedule(self) -> Schedule:
+            return Product(schedules=[Linear(), Cosine(cycles=3)])
+
+    def test_multiplies(self):
+        product = Product(schedules=[Linear(), Step(milestones=[0.5], gamma=0.5)], total_steps=4)
+        assert product.values(5) == [1.0, 0.75, 0.25, 0.125, 0.0]
+
+
+class TestScaled:
+    class TestContract(ScheduleContract):
+        maximum = 0.1
+
+        @pytest.fixture
+        def schedule(self) -> Schedule:
+            return Scaled(base=0.1, schedule=Cosine())
+
+    def test_is_a_value(self):
+        scaled = Scaled(base=0.1, schedule=Linear(start_factor=0.0, end_factor=1.0), total_steps=4)
+        assert scaled.values(5) == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+
+    def test_its_warmup_and_the_schedules(self):
+        assert Scaled(base=4.0, schedule=Constant(warmup=2), total_steps=4).values() == [2.0, 4.0, 4.0, 4.0]
+        assert Scaled(base=4.0, schedule=Constant(), warmup=2, total_steps=4).values() == [2.0, 4.0, 4.0, 4.0]
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="base must be a number >= 0, but got -1"):
+            Scaled(base=-1, schedule=Linear())
+        with pytest.raises(ValueError, match="schedule must be one schedule"):
+            Scaled(base=1.0, schedule=0.5)

@@ -1,0 +1,148 @@
+"""Runs that are killed at any step and resumed end exactly like runs that never were: the same bits, the same metric history."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from losskit_cli.rundir import CHECKPOINTS
+
+HURT = '''
+import os, signal
+from pathlib import Path
+import lightning
+
+
+class HurtAt(lightning.Callback):
+    """Sends this process a signal at one step, once in the life of the run."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        self.step, self.signum = step, signum
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        marker = Path(trainer.default_root_dir) / "hurt"
+        if trainer.global_step == self.step and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), self.signum)
+'''
+# dropout and mixup draw from the random state, ema and the confidence penalty's schedule have their own; metrics and windows are half full
+EXPERIMENT = [
+    "data=digits", "data.batch_size=128", "model=mlp", "model.dropout=0.2", "transform=[mixup]", "averaging=ema", "optimizer=adamw", "schedule=wsd",
+    "regularizer=[confidence_penalty]", "trainer.max_epochs=5", "trainer.log_every_n_steps=4", "callbacks.checkpoints.every_n_steps=7",
+    "trainer.accelerator=cpu", "seed=5", "allow_targets=[hurt]",
+]  # fmt: skip
+STEPS = 50
+
+
+def hurt(step: int, signum: int) -> str:
+    return f"+callbacks.hurt={{_target_: hurt.HurtAt, step: {step}, signum: {int(signum)}}}"
+
+
+@pytest.fixture
+def project(workdir: Path, store_template: Path) -> Path:
+    (workdir / "hurt.py").write_text(HURT)
+    shutil.copy(store_template, workdir / "mlflow.db")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dict[str, Any]:
+    """The weights and the history of the experiment when nothing goes wrong."""
+    import subprocess
+
+    from tests.conftest import command
+
+    directory = tmp_path_factory.mktemp("unbroken")
+    (directory / "hurt.py").write_text(HURT)
+    shutil.copy(store_template, directory / "mlflow.db")
+    done = subprocess.run(command("train", *EXPERIMENT, "-q"), cwd=directory, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return outcome(directory)
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    (run_dir,) = directory.glob("outputs/*/*")
+    checkpoint = torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)
+    with sqlite3.connect(directory / "mlflow.db") as store:
+        runs = store.execute("select run_uuid, status from runs").fetchall()
+        history = store.execute("select key, step, value from metrics order by key, step, timestamp").fetchall()
+    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"][0]["state"], "history": history, "runs": runs, "step": checkpoint["global_step"]}
+
+
+def assert_the_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["step"] == expected["step"] == STEPS
+    assert len(found["runs"]) == 1, "resuming must go on in the same MLflow run"
+    assert found["runs"][0][1] == "FINISHED"
+    for name, weight in expected["weights"].items():
+        assert torch.equal(found["weights"][name], weight), name
+    for index, state in expected["optimizer"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(found["optimizer"][index][name]), torch.as_tensor(value)), (index, name)
+    assert found["history"] == expected["history"]
+
+
+@pytest.mark.parametrize("step", [*random.Random().sample(range(8, STEPS), 2), 20])  # 20 is the last step of the second epoch
+def test_a_run_killed_at_a_random_step_and_resumed_is_as_if_unbroken(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any], step: int) -> None:
+    killed = shell("train", *EXPERIMENT, hurt(step, signal.SIGKILL), "-q")
+    assert killed.code == -signal.SIGKILL
+    resumed = shell("resume", "--last", "-q")
+    assert resumed.code == 0, f"step {step}: {resumed.err}"
+    assert_the_same(outcome(project), unbroken)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_the_same_run(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any]) -> None:
+    assert shell("train", *EXPERIMENT, hurt(3, signal.SIGKILL), "-q").code == -signal.SIGKILL
+    resumed = shell("resume", "--last")
+    assert resumed.code == 0, resumed.err
+    assert "starts anew" in resumed.err
+    assert_the_same(outcome(project), unbroken)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_of_the_step_and_the_run_can_go_on(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any], signum: int, code: int) -> None:
+    stopped = shell("train", *EXPERIMENT, hurt(17, signum))
+    assert stopped.code == code, stopped.err
+    assert "losskit resume" in stopped.err
+    assert "Traceback" not in stopped.err
+    (run_dir,) = project.glob("outputs/*/*")
+    assert torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == 17
+    with sqlite3.connect(project / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+    resumed = shell("resume", "--last", "-q")
+    assert resumed.code == 0, resumed.err
+    assert_the_same(outcome(project), unbroken)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any]) -> None:
+    assert shell("train", *EXPERIMENT, hurt(33, signal.SIGKILL), "-q").code == -signal.SIGKILL
+    (run_dir,) = project.glob("outputs/*/*")
+    last = run_dir / CHECKPOINTS / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # one flipped byte, the length stays right
+    last.unlink()  # best.ckpt may be another name of the same file
+    last.write_bytes(content)
+    resumed = shell("resume", "--last")
+    assert resumed.code == 0, resumed.err
+    assert "last.ckpt is damaged: resumed from previous.ckpt" in resumed.err
+    assert_the_same(outcome(project), unbroken)
+
+
+def test_all_checkpoints_damaged_is_an_error_and_touches_nothing(project: Path, shell: Callable[..., Any]) -> None:
+    assert shell("train", *EXPERIMENT, hurt(33, signal.SIGKILL), "-q").code == -signal.SIGKILL
+    (run_dir,) = project.glob("outputs/*/*")
+    for path in (run_dir / CHECKPOINTS).glob("*.ckpt"):
+        path.unlink()
+        path.write_bytes(b"not a checkpoint")
+    resumed = shell("resume", "--last")
+    assert resumed.code == 1
+    assert "no checkpoint to resume from" in resumed.err
+    assert "last.ckpt, previous.ckpt" in resumed.err
+    assert {p.read_bytes() for p in (run_dir / CHECKPOINTS).glob("*.ckpt")} == {b"not a checkpoint"}
