@@ -83,7 +83,7 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
         spec.save(found.run_dir)
     from losskit_cli.session import Tracking
 
-    tracking = Tracking.start(found.run_dir, spec.config["tracking"], resume=True)
+    tracking = Tracking.start(found.run_dir, spec.config["tracking"])
     from losskit_cli.models import load_model_of_run
     from losskit_cli.run import execute
 

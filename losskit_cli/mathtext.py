@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import unicodedata
 
 SYMBOLS = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ", "iota": "ι", "kappa": "κ",
@@ -52,12 +53,13 @@ def readable(latex: str) -> str:
     latex = re.sub(r"\\begin\{[^}]*\}|\\end\{[^}]*\}|\\(?:left|right|bigg?|Bigg?|limits|nonumber)(?![a-zA-Z])\.?|\\label\{[^}]*\}", "", latex)
     latex = latex.replace("\n", " ").replace("~", " ")
     rows = (re.sub(r"\s+", " ", _Reader(row).all()).strip() for row in re.split(r"\\\\(?:\[[^\]]*\])?", latex))
-    return "\n".join(row for row in rows if row)
+    return unicodedata.normalize("NFC", "\n".join(row for row in rows if row))
 
 
 def plain(text: str) -> str:
     """reStructuredText as plain text: ``:math:`x``` rendered, roles and double backquotes taken off."""
     text = re.sub(r":math:`([^`]*)`", lambda m: readable(m.group(1)), text)
+    text = re.sub(r"\.\. math::\s*(.*)$", lambda m: readable(m.group(1)), text, flags=re.DOTALL)
     text = re.sub(r":\w+(?::\w+)*:`~?([^`<]*?)(?:\s*<[^>]*>)?`", r"\1", text)
     text = re.sub(r"``([^`]*)``", r"\1", re.sub(r"\.\. (?:note|warning|tip)::\s*", "", text))
     return re.sub(r"(?<![\w*])\*{1,2}(\w[^*]*)\*{1,2}(?![\w*])", r"\1", text)

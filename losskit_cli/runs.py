@@ -22,7 +22,7 @@ class FoundRun:
 
     def is_running(self) -> bool:
         """Whether a process trains in its directory right now."""
-        return training(self.run_dir)
+        return training(self.run_dir, wait=3.0)  # a writer that sees to a killed run's end holds the same lock for a moment
 
 
 def find_run(run: str | None, output_dir: str = "outputs") -> FoundRun:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from losskit_cli.errors import RunError
 from losskit_cli.rundir import CHECKPOINTS, RunSpec
 from losskit_cli.tracking.contents import PREFIX, describe_run
 from losskit_cli.tracking.journal import Journal
-from losskit_cli.tracking.process import Writer, start_writer, training
+from losskit_cli.tracking.process import Writer, start_writer
 from losskit_cli.tracking.settings import TrackingSettings, require_reachable
 
 
@@ -36,17 +35,15 @@ class Tracking:
         self.begun = False
 
     @classmethod
-    def start(cls, run_dir: Path, config: Mapping[str, Any], *, resume: bool = False) -> Tracking:
+    def start(cls, run_dir: Path, config: Mapping[str, Any]) -> Tracking:
         """Check that the store can be reached and start the process that writes to it.
 
         Raises:
-            RunError: another process trains in ``run_dir``, or the store is away and ``tracking.on_error`` is ``stop``.
+            RunError: the store is away and ``tracking.on_error`` is ``stop``.
         """
         settings = TrackingSettings.from_config(config)
         if not settings.enabled:
             return cls(run_dir, settings, None, [])
-        if resume and training(run_dir):
-            raise RunError(f"another process is training in {run_dir}: wait for it or stop it")
         away = require_reachable(settings)
         notes = [f"{away}; values are kept in {run_dir} and sent when it is back (losskit sync)"] if away else []
         return cls(run_dir, settings, start_writer(run_dir, settings), notes)

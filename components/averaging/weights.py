@@ -191,8 +191,7 @@ class WeightAverage(lightning.Callback):
 
     def _put_average_in(self) -> None:
         if self._count and self._current is None:
-            with torch.inference_mode(True):  # Lightning validates in inference mode, whose tensors training could not use
-                self._current = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+            self._current = {name: tensor.detach().clone() for name, tensor in self._live.items()}
             self._copy(self._average)
 
     def _put_current_back(self) -> None:

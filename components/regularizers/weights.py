@@ -173,8 +173,8 @@ class Spectral(Regularizer):
     def _singular_vectors(self, name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors u, v with ``u @ matrix @ v`` near its largest singular value; keeps u for the next step."""
         buffer = self.PREFIX + name.replace(".", "/")  # a buffer's name takes no dot
-        iterations = self.iterations
-        if buffer not in self._buffers:
+        iterations, new = self.iterations, buffer not in self._buffers
+        if new:
             start = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0))
             self.register_buffer(buffer, torch.nn.functional.normalize(start, dim=0).to(matrix))
             iterations += self.warm_up
@@ -186,7 +186,7 @@ class Spectral(Regularizer):
         for _ in range(iterations):
             v = _direction((matrix * u.unsqueeze(1)).sum(0), v)
             u = _direction((matrix * v).sum(1), u)
-        if self.training:
+        if self.training or new:
             kept.copy_(u)
         return u, v
 

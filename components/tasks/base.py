@@ -88,7 +88,7 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns of a prediction file for this batch: name -> (N,) or (N, K)."""
+        """Columns of a prediction file for this batch: name -> (N,) or (N, …): several values a sample, e.g. (N, H, C) of a forecast."""
         raise NotImplementedError
 
     # -- shared -------------------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10,
                 loss = classification_loss(logits, target)
                 loss.backward()
                 optimizer.step()
-    require(bool(torch.isfinite(loss)), f"the teacher's training diverged (teacher_lr={lr}): its loss is not finite", float(loss))
+    last = float(loss.detach())
+    require(math.isfinite(last), f"the teacher's training diverged (teacher_lr={lr}): its loss is not finite", last)
     return model.requires_grad_(False).eval()
 
 

@@ -143,9 +143,11 @@ class MlflowRun:
             self._look()
             self.client.update_run(self.run.run_id, status="RUNNING")
             if start["session"] > 1:
-                self._set_tags({"losskit.sessions": str(start["session"]), "losskit.run_dir": str(self.run_dir)})
-                if self._tags.get("losskit.error"):
-                    self.client.delete_tag(self.run.run_id, "losskit.error")
+                self._set_tags({"losskit.sessions": str(start["session"])})
+            if self._tags.get("losskit.run_dir") != str(self.run_dir):  # it has moved, or goes on on another machine
+                self._set_tags({"losskit.run_dir": str(self.run_dir)})
+            if "losskit.error" in self._tags:
+                self.client.delete_tag(self.run.run_id, "losskit.error")
         self.run.creating = False
         self.run.save(self.run_dir)
 

@@ -26,7 +26,9 @@ from losskit_cli.tracking.state import Progress, RunFile, read_json, write_json
 
 WRITER_LOCK = "tracking.lock"
 CHUNK = 2000  # records sent between two notes of the offset
-LAST_TRIES_SECONDS = 15.0  # how long an ended run waits for a store that is away
+LAST_TRIES_SECONDS = 10.0  # how long an ended run waits for a store that has just gone away
+AWAY_TRIES_SECONDS = 3.0  # … and for one that has been away for a while
+LET_GO_SECONDS = 15.0  # how long data-loader processes may outlive a killed training and hold its lock
 LONGEST_PAUSE = 30.0
 OK, UNSENT, BUSY = 0, 3, 4
 
@@ -78,7 +80,7 @@ class TrackingWriter:
             if self.hung_up:
                 if not failures:
                     break
-                deadline = deadline or time.monotonic() + LAST_TRIES_SECONDS
+                deadline = deadline or time.monotonic() + (AWAY_TRIES_SECONDS if failures > 2 else LAST_TRIES_SECONDS)
         if self.run.run_id is not None:
             self.run.save(self.run_dir)
         return UNSENT if self.run.error else OK
@@ -115,7 +117,7 @@ class TrackingWriter:
             return
         try:
             # held while the end is written, so that nobody resumes the run meanwhile
-            with FileLock(self.run_dir / LIVE_LOCK).acquire(timeout=LAST_TRIES_SECONDS if self.live else 0.0):
+            with FileLock(self.run_dir / LIVE_LOCK).acquire(timeout=LET_GO_SECONDS if self.live else 0.0):
                 self._send_all()  # what it wrote last
                 if self.digest.open:
                     last = int(self.journal.stat().st_mtime * 1000)

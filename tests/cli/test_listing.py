@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,12 @@ class TestList:
         assert rows == [{"group": "loss", "name": "zebra", "description": "Striped", "source": "me, 2026"}]
 
     def test_in_a_terminal_lines_fit(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "losskit_cli", "list", "loss"]
         code = (
-            "import os, pty, sys\n"
-            f"os.environ.update(COLUMNS='60', TERM='xterm')\nsys.exit(os.waitstatus_to_exitcode(pty.spawn([{sys.executable!r}, '-m', 'losskit_cli', 'list', 'loss'])))"
+            "import os, pty, sys\nos.environ.update(COLUMNS='60', TERM='xterm')\n"
+            f"sys.exit(os.waitstatus_to_exitcode(pty.spawn({command!r})))"
         )
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
-        import re
-
         lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.splitlines()]
         assert any(line.lstrip().startswith("focal") for line in lines)
         assert max(map(len, lines)) <= 60
@@ -100,8 +100,9 @@ class TestShow:
     def test_text_has_all_parts(self, capsys: pytest.CaptureFixture[str]) -> None:
         run_show(["loss=focal"])
         out = capsys.readouterr().out
-        for part in ("gamma=2.0", "Needs", "logits", "Tasks that offer it", "classification", "Source", "Lin", "arXiv:1708.02002", "losskit train loss=focal loss.gamma=2.0"):
+        for part in ("gamma=2.0", "Needs", "logits", "Tasks that offer it", "classification", "Source", "arXiv:1708.02002"):
             assert part in out, part
+        assert "losskit train loss=focal loss.gamma=2.0" in out
         assert "log p" in out  # the formula
         assert "\\" not in out
         assert ":math:" not in out
@@ -148,7 +149,8 @@ class TestShow:
         assert catalogue.suits_task(catalogue.option("data", data), "regression") or catalogue.suits_task(catalogue.option("data", data), "forecasting")
 
     def test_facts_are_not_the_users_to_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "pkg_facts.py").write_text("class L:\n    def __init__(self, num_classes, tau=1.0): ...\n    def forward(self, logits, target): ...\n", encoding="utf-8")
+        source = "class L:\n    def __init__(self, num_classes, tau=1.0): ...\n    def forward(self, logits, target): ...\n"
+        (tmp_path / "pkg_facts.py").write_text(source, encoding="utf-8")
         (tmp_path / "conf" / "loss").mkdir(parents=True)
         (tmp_path / "conf" / "loss" / "l.yaml").write_text("# L (me)\n_target_: pkg_facts.L\n", encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -176,7 +178,7 @@ class TestMath:
             (r"\ell = -\log p_t + \epsilon\,(1 - p_t)", "ℓ = -log pₜ + ε (1 - pₜ)"),
             (r"\frac{1}{2} x^2", "½ x²"),
             (r"\frac{a + b}{\sqrt{n}}", "(a + b) / √(n)"),
-            (r"\sum_{i=1}^{N} w_i", "Σᵢ₌₁ᴺ wᵢ" if "ᴺ" in readable("x^N") else "Σᵢ₌₁^N wᵢ"),
+            (r"\sum_{i=1}^{N} w_i", "Σᵢ₌₁^N wᵢ"),
             (r"\mathbb{E}_{x \sim P}\left[f(x)\right]", "𝔼_{x ~ P}[f(x)]"),
             (r"\begin{cases} a & x \le 1 \\ b & \text{otherwise} \end{cases}", "a, x ≤ 1\nb, otherwise"),
             (r"\lVert w \rVert_2^2", "‖ w ‖₂²"),

@@ -1,3 +1,4 @@
+import os
 import re
 import socket
 
@@ -176,6 +177,9 @@ def check_rank(rank: int, port: int) -> None:
         assert uneven["flags"].tolist() == [True]
     finally:
         torch.distributed.destroy_process_group()
+    # Every check has passed (a failed one has raised). At the interpreter's own exit torch 2.13 now and then aborts after a gloo
+    # group ("terminate called without an active exception", about 1 process pair in 20 here): that is not what is tried.
+    os._exit(0)
 
 
 class TestGathering:

@@ -28,7 +28,7 @@ class MemoryStore(Store):
             tags["losskit.duration_s"] = str(duration)
         for path, content in given.get("artifacts", {}).items():
             self.artifacts[run_id, path] = content
-        run = RunInfo(run_id, name, status, "losskit", 0.0, None, given.get("params", {}), tags, last, {k: 0 for k in last}, "", self)
+        run = RunInfo(run_id, name, status, "losskit", 0.0, None, given.get("params", {}), tags, last, dict.fromkeys(last, 0), "", self)
         self.kept.insert(0, run)
         return run
 

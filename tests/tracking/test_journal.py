@@ -138,7 +138,7 @@ class TestFullDisk:
         real = os.write
         monkeypatch.setattr(os, "write", lambda fd, data: half_then_full(real, fd, data))
         journal.metrics({"loss": 2.0}, 2)
-        with pytest.raises(RunError, match="the disk is full: cannot write .*tracking.jsonl"):
+        with pytest.raises(RunError, match=r"the disk is full: cannot write .*tracking\.jsonl"):
             journal.flush()
         with pytest.raises(RunError, match="the disk is full"):
             journal.metrics({"loss": 3.0}, 3)

@@ -58,7 +58,7 @@ class TestConfig:
 
     def test_mlflow_lists_every_setting_with_its_default(self) -> None:
         config = yaml.safe_load((CONF / "mlflow.yaml").read_text())
-        assert config == {k: v for k, v in vars(TrackingSettings()).items()}
+        assert config == vars(TrackingSettings())
 
     @pytest.mark.parametrize(
         ("config", "message"),

@@ -124,7 +124,7 @@ class TestFinding:
 
     def test_an_empty_store(self, project: Path) -> None:
         for ask in (lambda: Store.open().find("x"), lambda: Store.open().last()):
-            with pytest.raises(UsageError, match="there are no runs in sqlite:///.*`losskit train` makes one"):
+            with pytest.raises(UsageError, match=r"there are no runs in sqlite:///.*`losskit train` makes one"):
                 ask()
 
     def test_no_store(self, workdir: Path) -> None:

@@ -38,12 +38,17 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def chosen_by(option: str) -> dict[str, str]:
+    """What an option's defaults list chooses for other groups."""
+    return {key: value for entry in yaml.safe_load((CONF / f"{option}.yaml").read_text())["defaults"] for key, value in entry.items()}
+
+
 def test_option_file(option: str) -> None:
     text = (CONF / f"{option}.yaml").read_text()
     config = yaml.safe_load(text)
     first = text.splitlines()[0]
     assert first.startswith("# ") and first.endswith(")") and len(first) < 170, "line 1 says what it is, and its source in brackets"
-    chosen = {key: value for entry in config["defaults"] for key, value in entry.items()}
+    chosen = chosen_by(option)
     assert chosen["override /task@_global_.task"] in TASKS and "override /model@_global_.model" in chosen
     assert config["_target_"].removeprefix("components.data.") in components.data.__all__
     assert config["seed"] == "${seed}"
@@ -90,7 +95,7 @@ def test_facts(option: str, loaded: Loaded) -> None:
 
 def test_batches(option: str, loaded: Loaded) -> None:
     data = loaded(option)
-    task = {key: value for entry in yaml.safe_load((CONF / f"{option}.yaml").read_text())["defaults"] for key, value in entry.items()}["override /task@_global_.task"]
+    task = chosen_by(option)["override /task@_global_.task"]
     for split in ("train", "val", "test"):
         found = batches(data, split)
         assert sorted(indices(found)) == list(range(data.size(data.splits[split])))

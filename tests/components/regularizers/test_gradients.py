@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -144,6 +145,9 @@ def train_rank(rank: int, port: int) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name, equal_nan=False)
     finally:
         torch.distributed.destroy_process_group()
+    # Every check has passed (a failed one has raised). At the interpreter's own exit torch 2.13 now and then aborts after a gloo
+    # group ("terminate called without an active exception", about 1 process pair in 20 here): that is not what is tried.
+    os._exit(0)
 
 
 def test_two_ddp_ranks_get_the_gradient_of_one_process():

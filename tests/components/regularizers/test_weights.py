@@ -150,6 +150,12 @@ class TestSpectral:
         regularizer.eval()
         assert regularizer(model).item() == regularizer(model).item()
 
+    def test_starts_in_evaluation_mode_as_in_training(self):
+        torch.manual_seed(0)
+        model, started, trained = nn.Linear(20, 10), Spectral().eval(), Spectral()
+        started(model), trained(model)
+        assert torch.equal(started(model), trained(model))
+
     def test_the_global_random_state_is_left_alone(self):
         model = nn.Linear(3, 2)
         before = torch.get_rng_state()

@@ -77,5 +77,5 @@ def test_facts():
     assert EmbeddingTask.facts(data, embedding_dim=7) == {"num_outputs": 7, "embedding_dim": 7}
     with pytest.raises(ValueError, match="embedding_dim must be >= 1, but got 0"):
         EmbeddingTask.facts(data, embedding_dim=0)
-    with pytest.raises(ValueError, match="one class a sample.* but got 'real'"):
+    with pytest.raises(ValueError, match=r"one class a sample.* but got 'real'"):
         EmbeddingTask.facts({"target_kind": "real"})

@@ -68,7 +68,7 @@ class TestForecasting:
 
 class TestErrors:
     def test_classes_are_no_values(self):
-        with pytest.raises(ValueError, match="target_kind must be real .* but got 'multiclass'"):
+        with pytest.raises(ValueError, match=r"target_kind must be real .* but got 'multiclass'"):
             RegressionTask.facts({"target_kind": "multiclass", "num_classes": 3})
 
     def test_unknown_head(self):

@@ -29,7 +29,7 @@ def test_errors():
         task.quantities(batch)
     with pytest.raises(ValueError, match=r"puts out \(1, 2\) for targets"):
         task.quantities({**batch, "inputs": torch.zeros(1, 2)})
-    with pytest.raises(ValueError, match="one class a pixel.* but got 'real'"):
+    with pytest.raises(ValueError, match=r"one class a pixel.* but got 'real'"):
         SegmentationTask.facts({"target_kind": "real"})
     with pytest.raises(ValueError, match="num_classes must be >= 2"):
         SegmentationTask(nn.Identity(), num_classes=1)
