@@ -81,9 +81,11 @@ def bind(
     required, optional = requirements(getattr(component, method, component))
     for parameter, quantity in inputs.items():
         if parameter not in required + optional:
-            raise BindingError(f"{name}: inputs maps {parameter!r}, but it takes {', '.join(required + optional)}{did_you_mean(parameter, required + optional)}")
+            takes = required + optional
+            raise BindingError(f"{name}: inputs maps {parameter!r}, but it takes {', '.join(takes)}{did_you_mean(parameter, takes)}")
         if quantity not in offered:
-            raise BindingError(f"{name}: inputs feeds {parameter!r} from {quantity!r}, but task={task} offers {_listed(offered)}{did_you_mean(quantity, offered)}")
+            near = did_you_mean(quantity, offered)
+            raise BindingError(f"{name}: inputs feeds {parameter!r} from {quantity!r}, but task={task} offers {_listed(offered)}{near}")
     arguments = {p: inputs.get(p, p) for p in required} | {p: inputs.get(p, p) for p in optional if inputs.get(p, p) in offered}
     missing = [q for q in arguments.values() if q not in offered]
     if missing:

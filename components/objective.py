@@ -54,48 +54,56 @@ class Objective(nn.Module):
         quantities = quantities.replace(loss_fn=self.main_loss, per_sample_loss=lazy(self.per_sample_loss))
         main = self.main_loss(quantities) if self.reweighting is None else self._reweighted(quantities)
         total, parts = main, {"loss": main}
-        for kind, terms in (("auxiliary", self.auxiliary), ("regularizer", self.regularizers)):
-            for name, term in terms.items():
-                value = self._mixed(term.bound, quantities) if kind == "auxiliary" else term.bound(quantities)
-                total = total + term.weight_at(step) * value
-                parts[f"{kind}.{name}"] = value
+        for name, term in self._terms(self.auxiliary):
+            parts[f"auxiliary.{name}"] = value = mixed(term.bound, quantities)
+            total = total + term.weight_at(step) * value
+        for name, term in self._terms(self.regularizers):
+            parts[f"regularizer.{name}"] = value = term.bound(quantities)
+            total = total + term.weight_at(step) * value
         return total, parts
 
     def bounds(self) -> list[Bound]:
         """All bound components, the main loss first."""
-        terms = [*self.auxiliary.values(), *self.regularizers.values()]
-        return [self.loss, *(cast(Term, term).bound for term in terms), *([self.reweighting] if self.reweighting is not None else [])]
+        terms = [term for _, term in (*self._terms(self.auxiliary), *self._terms(self.regularizers))]
+        return [self.loss, *(term.bound for term in terms), *([self.reweighting] if self.reweighting is not None else [])]
+
+    @staticmethod
+    def _terms(terms: nn.ModuleDict) -> list[tuple[str, Term]]:
+        return [(name, cast(Term, term)) for name, term in terms.items()]
 
     def main_loss(self, quantities: Quantities) -> Tensor:
-        return self._mixed(self.loss, quantities)
+        return mixed(self.loss, quantities)
 
     def per_sample_loss(self, quantities: Quantities) -> Tensor:
         """(N,) the main loss of each sample; a loss of several elements a sample is averaged over them."""
+        return mixed(self._unreduced, quantities)
+
+    def _unreduced(self, quantities: Quantities) -> Tensor:
         module = self.loss.module
         if not hasattr(module, "reduction"):
             raise ValueError(f"{self.loss.name} has no reduction, so it can give no loss per sample (reweighting and some regularizers need it)")
         reduction, module.reduction = module.reduction, "none"
         try:
-            values = self._mixed(self.loss, quantities)
+            values: Tensor = self.loss(quantities)
         finally:
             module.reduction = reduction
         return values.flatten(1).mean(1) if values.ndim > 1 else values
 
     def _reweighted(self, quantities: Quantities) -> Tensor:
-        assert self.reweighting is not None
-        weights = self.reweighting(quantities)
-        return (weights * quantities["per_sample_loss"]).mean()
+        weights = self.reweighting
+        assert weights is not None
+        # inside the mixture, so that each of a mixed sample's two targets has its own weight
+        return mixed(lambda q: (weights(q) * q["per_sample_loss"]).mean(), quantities)
 
-    @staticmethod
-    def _mixed(loss: Bound, quantities: Quantities) -> Tensor:
-        """The loss; for a batch whose samples are mixtures (mixup, cutmix), the same mixture of the losses of both targets.
 
-        ``mix_target`` and the scalar ``mix_weight`` come from the transform. Mixing losses instead of targets is the same for
-        cross-entropy and works for every other loss.
-        """
-        value: Tensor = loss(quantities)
-        if "mix_target" not in quantities:
-            return value
-        other: Tensor = loss(quantities.replace(**quantities["mix_target"]))
-        weight = quantities["mix_weight"]
-        return torch.lerp(other, value, weight.to(value.dtype))
+def mixed(loss: Callable[[Quantities], Tensor], quantities: Quantities) -> Tensor:
+    """The loss; for a batch whose samples are mixtures (mixup, cutmix), the same mixture of the losses of both targets.
+
+    ``mix_target`` and the scalar ``mix_weight`` come from the transform. Mixing losses instead of targets is the same for
+    cross-entropy and works for every other loss.
+    """
+    if "mix_target" not in quantities:
+        return loss(quantities)
+    own = quantities.without("mix_target", "mix_weight")
+    value, other = loss(own), loss(own.replace(**quantities["mix_target"]))
+    return torch.lerp(other, value, quantities["mix_weight"].to(value.dtype))

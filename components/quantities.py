@@ -105,6 +105,10 @@ class Quantities(Mapping[str, Any]):
         """A copy with some members replaced; lazy members are computed anew, from the replaced ones."""
         return Quantities(self._values, **values)
 
+    def without(self, *names: str) -> Quantities:
+        """A copy that lacks some members."""
+        return Quantities({name: value for name, value in self._values.items() if name not in names})
+
 
 class lazy:
     """Marks a quantity to be computed on demand: ``lazy(lambda q: q["logits"].softmax(1))``."""

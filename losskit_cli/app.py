@@ -13,7 +13,8 @@ from losskit_cli.errors import LosskitError
 
 app = typer.Typer(
     name="losskit",
-    help="Train with one thing changed at a time: loss, regularizer, schedule, optimizer, model, data.\n\nEvery KEY=VALUE is a Hydra override. Start with: losskit train",
+    help="Train with one thing changed at a time: loss, regularizer, schedule, optimizer, model, data.\n\n"
+    "Every KEY=VALUE is a Hydra override. Start with: losskit train",
     epilog="--traceback anywhere shows the full traceback of an error. Completion: eval \"$(losskit completion bash)\"",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -154,7 +155,13 @@ def resume(
 
 
 @app.command()
-def rerun(run: Run, overrides: Overrides = None, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what differs.")] = False, json: Json = False, quiet: Quiet = False) -> None:
+def rerun(
+    run: Run,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what differs.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Run again from what a run saved, with overrides on top; shows what differs.
 
     \b
@@ -238,11 +245,14 @@ def ui(
 
 
 @app.command()
-def sync(run: Run) -> None:
-    """Send what a run kept while the tracking server was away."""
+def sync(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Which; without any: every run that has something unsent.")] = None,
+    uri: Annotated[str | None, typer.Option("--uri", help="The store to send to, for runs that are in none yet.")] = None,
+) -> None:
+    """Send what runs kept while the tracking server was away."""
     from losskit_cli.commands import sync as command
 
-    command(run)
+    command(runs or [], uri=uri)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 import components.tasks
@@ -108,7 +108,7 @@ class Builder:
         batches = math.ceil(self.facts["num_samples"] / (data.batch_size * trainer.world_size))
         limit = trainer.limit_train_batches
         batches = min(batches, int(limit)) if isinstance(limit, int) else max(1, int(batches * limit))
-        overfit = trainer.overfit_batches
+        overfit = self.config["trainer"]["overfit_batches"]
         if overfit:
             batches = int(overfit) if overfit >= 1 else max(1, int(batches * overfit))
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -125,9 +125,9 @@ class Builder:
         options = {k: v for k, v in config["task"].items() if k != "_target_"}
         task_class = self.targets.resolve(config["task"]["_target_"], "task")
         loss_class = self.targets.resolve(config["loss"]["_target_"], "loss")
-        own = isinstance(loss_class, type) and issubclass(loss_class, Loss)
-        outputs = loss_class.outputs_per_target(**_without_hydra_keys(config["loss"])) if own else 1
-        self.facts["head"] = loss_class.head if own else "point"
+        outputs, self.facts["head"] = 1, "point"
+        if isinstance(loss_class, type) and issubclass(loss_class, Loss):
+            outputs, self.facts["head"] = loss_class.outputs_per_target(**_without_hydra_keys(config["loss"])), loss_class.head
         with _user_errors(self._named("task")):
             try:
                 self.facts.update(task_class.facts(self.facts, outputs, **options))  # type: ignore[attr-defined]
@@ -137,7 +137,7 @@ class Builder:
         if hasattr(model, "feature_dim"):
             self.facts["feature_dim"] = model.feature_dim
         given: dict[str, Any] = {"model": model, "objective": None}
-        given |= {"optimizer": self.optimizer(), "schedule": self.schedule(), "transforms": self.transforms()}
+        given |= {"optimizer": self.optimizer(model), "schedule": self.schedule(), "transforms": self.transforms()}
         given |= {"log_every": config["trainer"]["log_every_n_steps"]}
         if "teacher" in parameters_of(task_class)[0]:
             given["teacher"] = self.teacher(options, data)
@@ -145,7 +145,14 @@ class Builder:
         task: Task = self.make("task", {k: v for k, v in config["task"].items() if k != "teacher_model"}, **given)
         task.objective = self.objective(task)
         task.add_metrics(self.metrics(task))
+        self._check_optimized_metric(task)
         return task
+
+    def _check_optimized_metric(self, task: Task) -> None:
+        name = str(self.config["optimized_metric"])
+        known = [f"{stage}/{metric}" for stage in ("val", "train", "test") for metric in task.logged()]
+        if name not in known:
+            raise UsageError(f"optimized_metric={name} is not logged{did_you_mean(name, known)} (logged: {', '.join(known)})")
 
     def objective(self, task: Task) -> Objective:
         config = self.config
@@ -158,15 +165,17 @@ class Builder:
     def metrics(self, task: Task) -> dict[str, Bound]:
         return {name: self._bound(f"metrics.{name}", node, task, method="update") for name, node in (self.config.get("metrics") or {}).items()}
 
-    def optimizer(self) -> Callable[[Any], torch.optim.Optimizer]:
+    def optimizer(self, model: nn.Module) -> Callable[[Any], torch.optim.Optimizer]:
+        """Parameters -> optimizer. An optimizer class may say with ``groups(model, parameters)`` which of them get which treatment."""
         node = dict(self.config["optimizer"])
         decay_only_matrices = node.pop("decay_only_matrices", False)
         factory = self.make("optimizer", node, _partial_=True)
         with _user_errors(self._named("optimizer")):
             factory([nn.Parameter(torch.zeros(2, 2))])  # a wrong learning rate is an error now, not at the first step
+        grouped = getattr(factory.func, "groups", lambda model, parameters: parameters)
         if not decay_only_matrices:
-            return factory
-        return lambda parameters: factory(parameter_groups(parameters, node.get("weight_decay", 0.0)))
+            return lambda parameters: factory(grouped(model, parameters))
+        return lambda parameters: factory(parameter_groups(grouped(model, parameters), node.get("weight_decay", 0.0)))
 
     def schedule(self) -> Schedule | None:
         node = self.config.get("schedule")
@@ -206,13 +215,14 @@ class Builder:
         if direction in ("minimize", "maximize"):
             return "min" if direction == "minimize" else "max"
         if direction != "auto":
-            raise UsageError(f"optimized_direction must be minimize, maximize or auto, but got {direction!r}{did_you_mean(direction, ('minimize', 'maximize', 'auto'))}")
+            near = did_you_mean(direction, ("minimize", "maximize", "auto"))
+            raise UsageError(f"optimized_direction must be minimize, maximize or auto, but got {direction!r}{near}")
         return "max" if task.higher_is_better(self.config["optimized_metric"]) else "min"
 
     def trainer(self, run_dir: str | None, loggers: list[Any]) -> lightning.Trainer:
         options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
         options = checked_arguments("trainer", lightning.Trainer, options)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and guards against nothing we do
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
         with _user_errors("trainer"):
             return lightning.Trainer(
                 **options,
@@ -232,16 +242,22 @@ class Builder:
         target = self.targets.resolve(node["_target_"], key)
         named = self._named(key)
         values = self._filled(key, node, given)
-        if partial and next(iter(parameters_of(target)[0]), None) in ("params", "parameters"):
-            given_later = [*given, "params", "parameters"]
-        else:
-            given_later = list(given)
-        values = {**checked_arguments(key, target, values, given_later)}
+        given_later = [*given, *(["params"] if partial else [])]  # an optimizer's parameters come when there is a model
+        self._check_facts(key, target, {*values, *given_later})
+        values = checked_arguments(key, target, values, given_later)
         with _user_errors(named):
-            arguments = {name: instantiate(value, _convert_="all") if isinstance(value, dict | list) and list(target_nodes(value)) else value for name, value in values.items()}
+            arguments = {name: instantiate(value, _convert_="all") if list(target_nodes(value)) else value for name, value in values.items()}
             return functools.partial(target, **arguments, **given) if partial else target(**arguments, **given)
 
-    def _filled(self, key: str, node: Config, given: Mapping[str, Any] = {}, nested: bool = False) -> dict[str, Any]:  # noqa: B006
+    def _check_facts(self, key: str, target: Callable[..., Any], present: set[str]) -> None:
+        """A required parameter that is a fact, of data that has no such fact: the two do not go together."""
+        missing = [n for n, p in parameters_of(target)[0].items() if p.default is p.empty and n in FACTS and n not in present]
+        if missing:
+            raise UsageError(
+                f"{self._named(key)} does not go with {self._named('data')}: it needs {', '.join(missing)} ({FACTS[missing[0]]}), which that data has not"
+            )
+
+    def _filled(self, key: str, node: Config, given: Mapping[str, Any], nested: bool = False) -> dict[str, Any]:
         """``node``'s arguments, with facts filled into parameters of their name: at the top any, in nested nodes the required ones."""
         parameters, _ = parameters_of(self.targets.resolve(node["_target_"], key))
         values = {k: self._filled_value(f"{key}.{k}", v) for k, v in node.items() if k not in HYDRA_KEYS}
@@ -254,7 +270,7 @@ class Builder:
     def _filled_value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict) and "_target_" in value:
             target = self.targets.resolve(value["_target_"], key)
-            values = checked_arguments(key, target, self._filled(key, value, nested=True))
+            values = checked_arguments(key, target, self._filled(key, value, {}, nested=True))
             return {"_target_": value["_target_"], **values}
         if isinstance(value, dict):
             return {k: self._filled_value(f"{key}.{k}", v) for k, v in value.items()}

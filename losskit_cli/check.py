@@ -42,7 +42,9 @@ class Targets:
         module = getattr(found, "__module__", None) or ""
         own = _within(module, OWN_PACKAGES) or _within(module, self.user_packages)
         if not callable(found) or not (own or (inspect.isclass(found) and _within(module, TRUSTED_PACKAGES))):
-            raise UsageError(f"{key}._target_={target} is refused: it is not a class of {', '.join(TRUSTED_PACKAGES)} nor something that losskit or an allowed package defines")
+            raise UsageError(
+                f"{key}._target_={target} is refused: it is no class of {', '.join(TRUSTED_PACKAGES)}, nor defined by losskit or an allowed package"
+            )
         return typing.cast(Callable[..., Any], found)
 
     def _check_allowed(self, target: str, key: str) -> None:
@@ -85,7 +87,7 @@ def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Paramet
         if not open_ended:
             break
         if "__init__" in vars(base) and base is not object:
-            more, open_ended = _named(inspect.signature(base.__init__), skip_self=True)
+            more, open_ended = _named(inspect.signature(vars(base)["__init__"]), skip_self=True)
             # the subclass may hand over a base's required parameter itself, so none of them is required of the user
             found = {**{n: p.replace(default=None) if p.default is p.empty else p for n, p in more.items()}, **found}
     return found, open_ended
@@ -144,7 +146,7 @@ def _hint_name(hint: Any) -> str:
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
-    functions = [base.__init__ for base in reversed(target.__mro__) if "__init__" in vars(base)] if inspect.isclass(target) else [target]
+    functions = [vars(base)["__init__"] for base in reversed(target.__mro__) if "__init__" in vars(base)] if inspect.isclass(target) else [target]
     for function in functions:
         try:
             hints |= typing.get_type_hints(function)

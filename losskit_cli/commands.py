@@ -68,8 +68,8 @@ def start(spec: RunSpec, *, quiet: bool) -> Any:
 
 def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, quiet: bool) -> None:
     """``losskit resume``: the same run, from its newest whole checkpoint."""
-    if last and run is not None and "=" in run:
-        run, overrides = None, [run, *overrides]
+    if run is not None and "=" in run:  # --last leaves the first override in RUN's place
+        overrides, run = [run, *overrides], None
     if (run is None) == (not last):
         raise UsageError("say which run: losskit resume RUN, or --last for the one that was started last")
     found = find_run(run)
@@ -149,12 +149,18 @@ def predict(run: str, *, input: Path, output: Path, checkpoint: str, json: bool)
         _stderr(False).print(f"{rows} predictions in {output}")
 
 
-def sync(run: str) -> None:
+def sync(runs: Sequence[str], *, uri: str | None = None) -> None:
     """``losskit sync``."""
-    from losskit_cli.session import send_what_is_left
+    from losskit_cli.tracking.process import run_sync
 
-    sent = send_what_is_left(find_run(run).run_dir)
-    _stderr(False).print(sent)
+    outcomes = run_sync(list(runs), uri=uri)
+    out = _stderr(False)
+    if not outcomes:
+        out.print("nothing to send: every run below outputs is in its store")
+    for run_dir, outcome in outcomes:
+        out.print(f"{run_dir.name}: {'all of it is in the store' if outcome.ok else outcome.error}", highlight=False)
+    if not all(outcome.ok for _, outcome in outcomes):
+        raise LosskitError("not everything could be sent; it is kept, try again later")
 
 
 def show_config(
@@ -168,8 +174,8 @@ def show_config(
         config = composed.resolved()
         _write(jsonlib.dumps({"config": config, "choices": composed.choices, "origins": composed.origins} if origins else config))
     elif origins:
-        config = composed.config if not resolve else composed.resolved()
-        rows = [(key, _value_at(config, key), source) for key, source in sorted(composed.origins.items())]
+        shown: Any = composed.resolved() if resolve else composed.config
+        rows = [(key, _value_at(shown, key), source) for key, source in sorted(composed.origins.items())]
         width = min(48, max((len(key) for key, _, _ in rows), default=0))
         for key, value, source in rows:
             _write(f"{key:<{width}}  {value:<28}  # {source}")

@@ -273,7 +273,7 @@ def _leaf_keys(node: Any, prefix: str = "") -> Iterable[str]:
         for key in node:
             if not prefix and key in ("hydra", "defaults"):
                 continue
-            yield from _leaf_keys(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
+            yield from _leaf_keys(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key))
     elif prefix:
         yield prefix
 

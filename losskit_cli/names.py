@@ -6,8 +6,17 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-ADJECTIVES = "amber bold brave brisk calm clear crisp deft eager fair fleet fond free fresh glad grand keen kind light lively lucid merry mild neat noble plain quick quiet ready sharp sleek sound steady still sunny sure swift tidy warm wise".split()  # noqa: E501
-ANIMALS = "ant bear bee bison crane crow deer dove eagle egret elk finch fox frog gull hare hawk heron ibis jay koi lark lion lynx mole moth newt otter owl pika puma quail raven robin seal stork swan tern toad vole wolf wren yak".split()  # noqa: E501
+ADJECTIVES = (
+    "amber", "bold", "brave", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fleet", "fond", "free", "fresh",
+    "glad", "grand", "keen", "kind", "light", "lively", "lucid", "merry", "mild", "neat", "noble", "plain", "quick", "quiet",
+    "ready", "sharp", "sleek", "sound", "steady", "still", "sunny", "sure", "swift", "tidy", "warm", "wise",
+)  # fmt: skip
+ANIMALS = (
+    "ant", "bear", "bee", "bison", "crane", "crow", "deer", "dove", "eagle", "egret", "elk", "finch", "fox", "frog",
+    "gull", "hare", "hawk", "heron", "ibis", "jay", "koi", "lark", "lion", "lynx", "mole", "moth", "newt", "otter",
+    "owl", "pika", "puma", "quail", "raven", "robin", "seal", "stork", "swan", "tern", "toad", "vole", "wolf", "wren",
+    "yak",
+)  # fmt: skip
 
 
 def run_name(choices: Mapping[str, Any], seed: int) -> str:

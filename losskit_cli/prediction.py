@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from components.data.base import Batch
+from components.data.base import Batch, DataModule
 from losskit_cli.errors import UsageError
 from losskit_cli.models import load_model_of_run
 from losskit_cli.run import restored
@@ -31,11 +31,24 @@ def predict_file(spec: RunSpec, checkpoint: Path, input: Path, output: Path) -> 
         raise UsageError(f"--input {input}: {error}") from error
     experiment.task.eval()
     with torch.inference_mode():
-        parts = [experiment.task.predict(part) for part in _batches(batch)]
+        parts = [_in_units(experiment.task.predict(part), experiment.data) for part in _batches(batch)]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     table = _table(columns, experiment.data.class_names)
     _write(table, output)
     return len(table)
+
+
+def _in_units(columns: dict[str, Tensor], data: DataModule) -> dict[str, Tensor]:
+    """Predicted values in the target's own units; what is no value of the target (a class, a probability) stays."""
+    converted = dict(columns)
+    for name, values in columns.items():
+        if not values.is_floating_point():
+            continue
+        if name == "prediction" or name.startswith("quantile_"):
+            converted[name] = data.to_units(values)
+        elif name == "standard_deviation":
+            converted[name] = data.to_units(values) - data.to_units(torch.zeros_like(values))
+    return converted
 
 
 def _batches(batch: Batch) -> list[Batch]:

@@ -32,9 +32,16 @@ class ProgressBar(lightning.Callback):
         if not trainer.is_global_zero:
             return
         self._progress = Progress(
-            TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[values]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=self.console, transient=True, auto_refresh=False,
-        )  # fmt: skip
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            auto_refresh=False,
+        )
         self._started = (time.monotonic(), trainer.global_step)
         self._bar = self._progress.add_task("training", total=self.total_steps, completed=trainer.global_step, values="")
         self._progress.start()

@@ -56,7 +56,9 @@ class Interrupted(LosskitError):
         self.exit_code = 128 + signum
 
 
-def execute(spec: RunSpec, run_dir: Path, tracking: Tracking, *, resume: bool = False, console: Console, load_model: Callable[[str], nn.Module] | None = None) -> Summary:
+def execute(
+    spec: RunSpec, run_dir: Path, tracking: Tracking, *, resume: bool = False, console: Console, load_model: Callable[[str], nn.Module] | None = None
+) -> Summary:
     """Run ``spec`` in ``run_dir``.
 
     Args:
@@ -84,7 +86,8 @@ def execute(spec: RunSpec, run_dir: Path, tracking: Tracking, *, resume: bool = 
         tracking.abandon()
         raise
     tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
-    status, error = "FINISHED", None
+    status = "FINISHED"
+    error: LosskitError | None = None
     metrics: dict[str, float] = {}
     try:
         metrics = _fit_and_test(experiment, run_dir, checkpoint)
@@ -257,10 +260,8 @@ def _explained(failure: Exception, run_dir: Path) -> RunError:
         return RunError(f"the disk is full ({failure.filename or run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
     if isinstance(failure, RuntimeError) and "No space left on device" in str(failure):
         return RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
-    if isinstance(failure, NonFiniteLossError | LosskitError | ValueError):
-        message = str(failure)
-    else:
-        message = f"{type(failure).__name__}: {failure}"
+    told = isinstance(failure, NonFiniteLossError | LosskitError | ValueError)
+    message = str(failure) if told else f"{type(failure).__name__}: {failure}"
     error = RunError(f"{message}\n(the traceback is in {run_dir / 'error.txt'})")
     error.__cause__ = failure
     return error

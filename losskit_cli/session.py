@@ -81,7 +81,13 @@ class Tracking:
 
         tags = {f"{PREFIX}run_dir": str(self.run_dir), f"{PREFIX}total_steps": facts["total_steps"]}
         metadata = describe_run(
-            spec.config, name=spec.name, choices=spec.choices, overrides=spec.overrides, config_yaml=to_yaml(spec.config), data_fingerprint=fingerprint, tags=tags
+            spec.config,
+            name=spec.name,
+            choices=spec.choices,
+            overrides=spec.overrides,
+            config_yaml=to_yaml(spec.config),
+            data_fingerprint=fingerprint,
+            tags=tags,
         )
         self.journal.start(metadata)
         if self.settings.log_checkpoints and not resumed:

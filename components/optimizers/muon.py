@@ -51,6 +51,11 @@ class MuonWithAuxAdamW(Optimizer):
         ``match_rms_adamw``: Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982; :class:`torch.optim.Muon`.
     """
 
+    @staticmethod
+    def groups(module: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Group]:
+        """How losskit hands this optimizer a task's parameters: see :func:`muon_groups`."""
+        return muon_groups(module, parameters)
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[Group],

@@ -39,10 +39,12 @@ class Task(lightning.LightningModule):
 
     Class facts (literals: the command line reads them without importing torch):
         offers: names of the quantities that the task offers beside :data:`COMMON_OFFERS`.
+        own_metrics: metrics that the task computes itself in :meth:`evaluation` -> whether more of it is better.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
     metric_stages: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    own_metrics: ClassVar[dict[str, bool]] = {}
     """Stages in which the metrics mean something."""
 
     def __init__(
@@ -113,10 +115,16 @@ class Task(lightning.LightningModule):
         """The bound metrics of ``train``, ``val`` or ``test``, by name."""
         return cast(nn.ModuleDict, self.metrics[f"{stage}_"])
 
+    def logged(self) -> list[str]:
+        """Names of what is logged of a validation, without the stage: ``loss``, ``acc`` …"""
+        return ["loss", *self.metrics_of("val").keys(), *self.own_metrics]
+
     def higher_is_better(self, name: str) -> bool:
-        """Whether more of the logged metric ``name`` (``val/acc``) is better; losses and unknown names: less is."""
+        """Whether more of the logged metric ``name`` (``val/acc``) is better; of losses, less is."""
         metrics, key = self.metrics_of("val"), name.partition("/")[2]
-        return key in metrics and bool(cast(Any, metrics[key]).module.higher_is_better)
+        if key in metrics:
+            return bool(cast(Any, metrics[key]).module.higher_is_better)
+        return self.own_metrics.get(key, False)
 
     def asked(self) -> frozenset[str]:
         """Names of the quantities that some bound component asks for."""

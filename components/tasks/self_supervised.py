@@ -46,6 +46,7 @@ class SelfSupervisedTask(Task):
 
     offers: ClassVar[frozenset[str]] = frozenset({"projections_1", "projections_2", "features_1", "features_2", "features"})
     metric_stages = ("val", "test")
+    own_metrics: ClassVar[dict[str, bool]] = {"linear_probe_acc": True, "knn_acc": True}
 
     def __init__(
         self,

@@ -21,7 +21,9 @@ class Component(Base):
 
 
 class TestTargets:
-    @pytest.mark.parametrize("target", ["torch.optim.SGD", "torch.nn.CrossEntropyLoss", "components.losses.CrossEntropyLoss", "torchmetrics.classification.MulticlassAccuracy"])
+    @pytest.mark.parametrize(
+        "target", ["torch.optim.SGD", "torch.nn.CrossEntropyLoss", "components.losses.CrossEntropyLoss", "torchmetrics.classification.MulticlassAccuracy"]
+    )
     def test_ours_and_the_trusted_packages_classes_are_allowed(self, target: str) -> None:
         assert Targets().resolve(target, "x") is not None
 
@@ -65,7 +67,6 @@ class TestArguments:
         ("values", "says"),
         [
             ({"size": 3, "rat": 1}, "no parameter 'rat'; did you mean 'rate'"),
-            ({}, "c.size is required"),
             ({"size": "many"}, "c.size='many'"),
             ({"size": 1.5}, "c.size=1.5"),
             ({"size": 3, "mode": "c"}, "'a' or 'b'"),
@@ -76,6 +77,10 @@ class TestArguments:
         with pytest.raises(UsageError) as caught:
             checked_arguments("c", Component, values)
         assert says in str(caught.value)
+
+    def test_a_required_parameter(self) -> None:
+        with pytest.raises(UsageError, match=r"c\.size is required"):
+            checked_arguments("c", Base, {"rate": 1.0})
 
     def test_lists_for_tensors_are_left_to_the_component(self) -> None:
         assert checked_arguments("c", Component, {"size": 1, "weight": [1.0, 2.0]})["weight"] == [1.0, 2.0]

@@ -24,7 +24,8 @@ def user_conf(tmp_path: Path) -> Path:
 
     write("loss/mine.yaml", "# my loss (nobody)\n_target_: components.losses.FocalLoss\ngamma: 7.0\n")
     write("loss/focal.yaml", "# focal as we use it (us)\n_target_: components.losses.FocalLoss\ngamma: 5.0\n")
-    write("experiment/big.yaml", "# @package _global_\ndefaults: [override /loss: focal, override /optimizer: adamw]\nloss: {gamma: 4.0}\noptimizer: {lr: 0.123}\nregularizer: {l1: {weight: 9.0}}\n")
+    values = "loss: {gamma: 4.0}\noptimizer: {lr: 0.123}\nregularizer: {l1: {weight: 9.0}}\n"
+    write("experiment/big.yaml", f"# @package _global_\ndefaults: [override /loss: focal, override /optimizer: adamw]\n{values}")
     return tmp_path
 
 
@@ -65,8 +66,8 @@ class TestChoices:
 class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "key", "value"),
-        [("seed=7", "seed", 7), ("+extra=[1,2]", "extra", [1, 2]), ("tags=[a,'b c']", "tags", ["a", "b c"]), ("++trainer.max_epochs=3", "trainer.max_epochs", 3),
-         ("+thing={a: 1, b: {c: x}}", "thing", {"a": 1, "b": {"c": "x"}})],
+        [("seed=7", "seed", 7), ("+extra=[1,2]", "extra", [1, 2]), ("tags=[a,'b c']", "tags", ["a", "b c"]),
+         ("++trainer.max_epochs=3", "trainer.max_epochs", 3), ("+thing={a: 1, b: {c: x}}", "thing", {"a": 1, "b": {"c": "x"}})],
     )  # fmt: skip
     def test_hydras_grammar(self, composer: Composer, override: str, key: str, value: object) -> None:
         config: object = composer.compose([override]).resolved()

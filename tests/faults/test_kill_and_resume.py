@@ -74,7 +74,8 @@ def outcome(directory: Path) -> dict[str, Any]:
     with sqlite3.connect(directory / "mlflow.db") as store:
         runs = store.execute("select run_uuid, status from runs").fetchall()
         history = store.execute("select key, step, value from metrics order by key, step, timestamp").fetchall()
-    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"][0]["state"], "history": history, "runs": runs, "step": checkpoint["global_step"]}
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    return {"weights": checkpoint["state_dict"], "optimizer": optimizer, "history": history, "runs": runs, "step": checkpoint["global_step"]}
 
 
 def assert_the_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -107,7 +108,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_the_same_run(pr
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_a_checkpoint_of_the_step_and_the_run_can_go_on(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any], signum: int, code: int) -> None:
+def test_a_signal_saves_a_checkpoint_of_the_step_and_the_run_can_go_on(
+    project: Path, shell: Callable[..., Any], unbroken: dict[str, Any], signum: int, code: int
+) -> None:
     stopped = shell("train", *EXPERIMENT, hurt(17, signum))
     assert stopped.code == code, stopped.err
     assert "losskit resume" in stopped.err
