@@ -112,6 +112,5 @@ class Tracking:
             self.journal.close()
             self.journal = None
         if self.writer is not None:
-            self.writer.wait(timeout=0)
-            self.writer.process.kill()
+            self.writer.abandon()
             self.writer = None

@@ -253,7 +253,6 @@ class TrackingWriter:
 def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the training process is who ends a run; this one ends with it
-    os.nice(5)  # on a busy machine, training comes first
     run_dir, live = Path(arguments[0]), "--sync" not in arguments[1:]
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     defaults = {
