@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from losskit_cli.errors import LosskitError
+from losskit_cli.errors import LosskitError, said_by
 
 app = typer.Typer(
     name="losskit",
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: loss=focal loss.gamma=3 regularizer=[l1] +key=… ~key")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Hydra overrides: loss=focal loss.gamma=3 regularizer=[l1] +key=… ~key")]
 ConfigDir = Annotated[list[Path] | None, typer.Option("-cd", "--config-dir", help="A config directory of your own; its options join, and shadow, losskit's.")]
 ConfigName = Annotated[str, typer.Option("-cn", "--config-name", help="The primary config.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
@@ -293,21 +293,24 @@ def write_out(text: str) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and give its exit code: 0, 1 a failed run, 2 wrong usage, 130 Ctrl-C."""
-    traceback = "--traceback" in arguments
+    show_traceback = "--traceback" in arguments
     arguments = [a for a in arguments if a != "--traceback"]
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="losskit")
     except SystemExit as done:
         return int(done.code or 0)
-    except LosskitError as error:
-        if traceback:
-            raise
-        sys.stderr.write(f"Error: {error}\n")
-        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `losskit list | head`
         sys.stderr.close()
         return 0
+    except Exception as error:  # noqa: BLE001  the user reads one message, whatever happened
+        if show_traceback:
+            import traceback
+
+            traceback.print_exception(error)
+        told = isinstance(error, LosskitError)
+        sys.stderr.write(f"Error: {error if told else said_by(error)}\n")
+        return error.exit_code if told else 1
     return 0

@@ -27,8 +27,8 @@ from components.quantities import FACTS
 from components.schedules.base import Schedule
 from components.tasks.base import Task
 from components.validation import did_you_mean
-from losskit_cli.check import HYDRA_KEYS, Targets, checked_arguments, missing_values, parameters_of, target_nodes
-from losskit_cli.errors import LosskitError, UsageError
+from losskit_cli.check import HYDRA_KEYS, Targets, checked_arguments, checked_settings, parameters_of, target_nodes
+from losskit_cli.errors import LosskitError, UsageError, said_by
 
 Config = Mapping[str, Any]
 TRAINER_OWN_KEYS = ("compile",)
@@ -55,15 +55,12 @@ class Builder:
     """
 
     def __init__(self, config: Config, choices: Mapping[str, Any] | None = None, load_model: Callable[[str], nn.Module] | None = None) -> None:
-        self.config = {**config}
+        self.config = checked_settings(config)
         self.choices = choices or {}
         self.load_model = load_model
         self.targets = Targets(self.config.get("allow_targets") or ())
         self.facts: dict[str, Any] = {}
         self.checkpoint: Mapping[str, Any] | None = None
-        missing = missing_values(self.config)
-        if missing:
-            raise UsageError(f"{missing[0]} is required: set {missing[0]}=…" + (f" (also: {', '.join(missing[1:])})" if missing[1:] else ""))
         for key, node in target_nodes(self.config):
             self.targets.resolve(node["_target_"], key)
 
@@ -94,7 +91,7 @@ class Builder:
     def data(self, load: bool = True) -> DataModule:
         data: DataModule = self.make("data", self.config["data"])
         state = (self.checkpoint or {}).get(type(data).__qualname__)
-        with _user_errors(self._named("data")):
+        with user_errors(self._named("data")):
             if state:
                 data.load_state_dict(state)
             if load or not state:
@@ -114,6 +111,9 @@ class Builder:
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
         by_epochs = steps * trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
         by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        for name in ("max_epochs", "max_steps"):
+            if getattr(trainer, name) == 0:
+                raise UsageError(f"trainer.{name}=0 trains nothing: it takes a number >= 1, or -1 for no limit; to only test: train=false")
         total = min(by_epochs, by_steps)
         if math.isinf(total):
             raise UsageError("training has no end: set trainer.max_epochs=… or trainer.max_steps=…")
@@ -128,7 +128,7 @@ class Builder:
         outputs, self.facts["head"] = 1, "point"
         if isinstance(loss_class, type) and issubclass(loss_class, Loss):
             outputs, self.facts["head"] = loss_class.outputs_per_target(**_without_hydra_keys(config["loss"])), loss_class.head
-        with _user_errors(self._named("task")):
+        with user_errors(self._named("task")):
             try:
                 self.facts.update(task_class.facts(self.facts, outputs, **options))  # type: ignore[attr-defined]
             except KeyError as error:
@@ -169,8 +169,11 @@ class Builder:
         """Parameters -> optimizer. An optimizer class may say with ``groups(model, parameters)`` which of them get which treatment."""
         node = dict(self.config["optimizer"])
         decay_only_matrices = node.pop("decay_only_matrices", False)
+        lr = node.get("lr")
+        if isinstance(lr, int | float) and not 0 <= lr < math.inf:
+            raise UsageError(f"{self._named('optimizer')}: optimizer.lr must be a finite number >= 0, but got {lr!r}")
         factory = self.make("optimizer", node, _partial_=True)
-        with _user_errors(self._named("optimizer")):
+        with user_errors(self._named("optimizer")):
             factory([nn.Parameter(torch.zeros(2, 2))])  # a wrong learning rate is an error now, not at the first step
         grouped = getattr(factory.func, "groups", lambda model, parameters: parameters)
         if not decay_only_matrices:
@@ -193,7 +196,7 @@ class Builder:
         teacher: nn.Module = self.make("task.teacher_model", options.get("teacher_model") or self.config["model"])
         if self.checkpoint is not None:
             return teacher
-        with _user_errors(self._named("task")):
+        with user_errors(self._named("task")):
             return components.tasks.train_teacher(teacher, data, epochs=options["teacher_epochs"], lr=options["teacher_lr"], seed=self.config["seed"])
 
     def callbacks(self, task: Task, saving: bool) -> list[lightning.Callback]:
@@ -223,7 +226,7 @@ class Builder:
         options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
         options = checked_arguments("trainer", lightning.Trainer, options)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
-        with _user_errors("trainer"):
+        with user_errors("trainer"):
             return lightning.Trainer(
                 **options,
                 logger=loggers or False,
@@ -245,7 +248,7 @@ class Builder:
         given_later = [*given, *(["params"] if partial else [])]  # an optimizer's parameters come when there is a model
         self._check_facts(key, target, {*values, *given_later})
         values = checked_arguments(key, target, values, given_later)
-        with _user_errors(named):
+        with user_errors(named):
             arguments = {name: instantiate(value, _convert_="all") if list(target_nodes(value)) else value for name, value in values.items()}
             return functools.partial(target, **arguments, **given) if partial else target(**arguments, **given)
 
@@ -283,7 +286,7 @@ class Builder:
             node["weight"] = self._balanced_weight(key)
         component = self.make(key, node)
         name = next((n for n, c in components.tasks.BY_NAME.items() if isinstance(task, c)), type(task).__name__)
-        with _user_errors():
+        with user_errors():
             return bind(component, task.offered, name=self._named(key), task=name, inputs=inputs, method=method, offered_elsewhere=components.tasks.OFFERS)
 
     def _term(self, group: str, name: str, node: Config, task: Task) -> Term:
@@ -314,8 +317,8 @@ class Builder:
         return f"{key}={choice}" if isinstance(choice, str) else key
 
 
-class _user_errors:
-    """Turns a component's ``ValueError`` or ``TypeError`` into a usage error that names the option."""
+class user_errors:  # noqa: N801  used like a function, in `with`
+    """Turns what a component raises into a usage error that names the option."""
 
     def __init__(self, key: str = "") -> None:
         self.key = key
@@ -326,12 +329,12 @@ class _user_errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, InstantiationException) and error.__cause__ is not None:
             error = error.__cause__
-        if isinstance(error, LosskitError) or error is None:
+        if isinstance(error, LosskitError) or not isinstance(error, Exception):
             return
-        if isinstance(error, TypeError) and re.search(r"missing \d+ required|unexpected keyword|multiple values for", str(error)):
-            raise UsageError(f"{self.key}: {error}" if self.key else str(error)) from error
-        if isinstance(error, ValueError | FileNotFoundError | ImportError | lightning.fabric.utilities.exceptions.MisconfigurationException):
-            raise UsageError(f"{self.key}: {error}" if self.key else str(error)) from error
+        told = isinstance(error, ValueError | FileNotFoundError | ImportError | lightning.fabric.utilities.exceptions.MisconfigurationException)
+        told |= isinstance(error, TypeError) and re.search(r"missing \d+ required|unexpected keyword|multiple values for", str(error)) is not None
+        message = str(error) if told else said_by(error)
+        raise UsageError(message if message.startswith(self.key) else f"{self.key}: {message}") from error
 
 
 def _without_hydra_keys(node: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
@@ -13,11 +14,29 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from components.validation import did_you_mean
-from losskit_cli.errors import UsageError
+from losskit_cli.errors import UsageError, said_by
 
 OWN_PACKAGES = ("components", "sweeps", "losskit_cli")
 TRUSTED_PACKAGES = ("torch", "lightning", "torchmetrics")
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+SETTINGS: Mapping[str, Any] = {
+    "task_name": str,
+    "name": str | None,
+    "tags": list[Any],
+    "seed": int,
+    "train": bool,
+    "test": bool,
+    "ckpt_path": str | None,
+    "optimized_metric": str,
+    "optimized_direction": typing.Literal["auto", "minimize", "maximize"],
+    "allow_targets": list[str],
+    "output_dir": str,
+}
+"""The experiment's own values, beside the groups."""
+LARGEST_SEED = 2**32 - 1
+COMPONENTS = ("data", "model", "task", "loss", "optimizer")
+OPTIONAL_COMPONENTS = ("schedule", "averaging", "reweighting")
+COMPONENT_LISTS = ("regularizer", "transform", "callbacks", "auxiliary", "metrics")
 
 
 class Targets:
@@ -69,6 +88,46 @@ def target_nodes(config: Any, key: str = "") -> Iterator[tuple[str, dict[str, An
             yield from target_nodes(value, f"{key}[{i}]")
 
 
+def checked_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose own values have the right type and whose groups hold components, or nothing where they may.
+
+    Raises:
+        UsageError: a value that is still ``???``, one of the wrong type, or one that was deleted (``~seed``, ``~loss``) and is needed.
+    """
+    missing = missing_values(config)
+    if missing:
+        raise UsageError(f"{missing[0]} is required: set {missing[0]}=…" + (f" (also: {', '.join(missing[1:])})" if missing[1:] else ""))
+    for name in [*SETTINGS, *COMPONENTS, "trainer", "tracking"]:
+        if name not in config:
+            raise UsageError(f"the config has no {name!r}: it was deleted, or the primary config lacks it")
+    checked = {**config, **{name: _coerced(name, config[name], hint) for name, hint in SETTINGS.items()}}
+    if checked["seed"] is None or not 0 <= checked["seed"] <= LARGEST_SEED:
+        raise UsageError(f"seed={config['seed']!r}: it takes a whole number from 0 to {LARGEST_SEED}")
+    for name in ("train", "test"):
+        if checked[name] is None:
+            raise UsageError(f"{name}=null: it takes true or false")
+    for name in ("trainer", "tracking"):
+        if not isinstance(config[name], dict):
+            raise UsageError(f"{name}={config[name]!r}: it takes keys and values, such as {name}.{'max_epochs=5' if name == 'trainer' else 'enabled=false'}")
+    for name in COMPONENTS:
+        _check_component(name, config[name])
+    for name in OPTIONAL_COMPONENTS:
+        if config.get(name):
+            _check_component(name, config[name])
+    for group in COMPONENT_LISTS:
+        members = config.get(group) or {}
+        if not isinstance(members, dict):
+            raise UsageError(f"{group}={members!r}: it takes options by name, such as {group}=[…]")
+        for name, node in members.items():
+            _check_component(f"{group}.{name}", node)
+    return checked
+
+
+def _check_component(key: str, node: Any) -> None:
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise UsageError(f"{key} names no class: it needs {key}._target_=…, but it is {node!r}")
+
+
 def missing_values(config: Any, key: str = "") -> list[str]:
     """Dotted keys whose value is still ``???``."""
     if isinstance(config, dict):
@@ -116,18 +175,23 @@ def checked_arguments(key: str, target: Callable[..., Any], values: Mapping[str,
 
 
 def _coerced(key: str, value: Any, hint: Any) -> Any:
+    if not _is_plain(hint) and isinstance(value, str | int | float):
+        hint = _without_tensors(hint)
     if value is None or hint is Any or isinstance(value, dict) or not _is_plain(hint):
         return value
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        reasons = {e["msg"][0].lower() + e["msg"][1:] for e in error.errors(include_url=False)}
-        raise UsageError(f"{key}={value!r}: {' or '.join(sorted(reasons))} (type {_hint_name(hint)})") from error
+        takes = list(dict.fromkeys(_takes(hint)))
+        near = did_you_mean(value, [t.strip("'") for t in takes if t.startswith("'")]) if isinstance(value, str) else ""
+        raise UsageError(f"{key}={value!r}: it takes {' or '.join([', '.join(takes[:-1]), takes[-1]] if len(takes) > 1 else takes)}{near}") from error
     except PydanticUserError:
         return value
 
 
 PLAIN_TYPES = {int, float, str, bool, type(None), list, tuple, dict}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list", tuple: "a list", dict: "keys and values"}
+MANY = {int: "whole numbers", float: "numbers", bool: "true/false values", str: "texts"}
 
 
 def _is_plain(hint: Any) -> bool:
@@ -140,8 +204,30 @@ def _is_plain(hint: Any) -> bool:
     return all(_is_plain(part) for part in typing.get_args(hint) if part is not Ellipsis)
 
 
-def _hint_name(hint: Any) -> str:
-    return hint.__name__ if inspect.isclass(hint) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+def _without_tensors(hint: Any) -> Any:
+    """What a hint such as ``float | Tensor`` says about a single number or text, which no config makes a tensor of."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return Any
+    plain = [part for part in typing.get_args(hint) if _is_plain(part)]
+    others = [part for part in typing.get_args(hint) if not _is_plain(part)]
+    if set(plain) <= {type(None)} or not all(inspect.isclass(part) and _within(part.__module__, ("torch",)) for part in others):
+        return Any
+    return typing.Union[tuple(plain)]  # noqa: UP007  the parts are known at run time only
+
+
+def _takes(hint: Any) -> list[str]:
+    """A plain type hint in words, one for each alternative."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return [repr(value) for value in parts]
+    if origin in (typing.Union, types.UnionType):
+        return [words for part in parts for words in _takes(part)]
+    if origin is None or (inspect.isclass(origin) and issubclass(origin, Mapping)):
+        return [WORDS.get(hint, "keys and values")]
+    kinds = {part for part in parts if part is not Ellipsis}
+    count = f"{len(parts)} " if origin is tuple and Ellipsis not in parts else ""
+    many = MANY.get(next(iter(kinds))) if len(kinds) == 1 else None
+    return [f"a list of {count}{many or 'values'}"]
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -175,6 +261,8 @@ def _import_path(target: str, key: str) -> Any:
             if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
                 continue
             raise UsageError(f"{key}._target_={target} cannot be imported: {error}") from error
+        except Exception as error:  # whatever the user's own module raises
+            raise UsageError(f"{key}._target_={target} cannot be imported: {said_by(error)}") from error
         for name in parts[length:]:
             if not hasattr(found, name):
                 raise UsageError(f"{key}._target_={target}: there is no {name!r} in {found.__name__}{did_you_mean(name, dir(found))}")

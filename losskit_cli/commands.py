@@ -38,7 +38,11 @@ def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *
 
 def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     """A composed experiment as the specification of one run, named."""
-    config = composed.resolved()
+    from losskit_cli.check import checked_settings
+    from losskit_cli.tracking.settings import TrackingSettings
+
+    config = checked_settings(composed.resolved())
+    TrackingSettings.from_config(config["tracking"])
     name = config.get("name") or run_name(composed.choices, config["seed"])
     return RunSpec(str(name), config, composed.choices, composed.overrides, [str(d) for d in composed.config_dirs], config_name)
 
@@ -50,9 +54,10 @@ def start(spec: RunSpec, *, quiet: bool) -> Any:
     if spec.config["trainer"].get("fast_dev_run"):
         spec = spec.with_config({**spec.config, "tracking": {"enabled": False}})
     run_dir = make_run_dir(Path(spec.config["output_dir"]), spec.name)
-    spec.save(run_dir)
-    tracking = Tracking.start(run_dir, spec.config["tracking"])
+    tracking = Tracking.off()
     try:
+        spec.save(run_dir)
+        tracking = Tracking.start(run_dir, spec.config["tracking"])
         from losskit_cli.models import load_model_of_run
         from losskit_cli.run import execute
 
@@ -93,9 +98,12 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
 
 def rerun(run: str, overrides: Overrides, *, dry_run: bool, json: bool, quiet: bool) -> None:
     """``losskit rerun``: a new run from what another saved."""
+    from losskit_cli.check import checked_settings
+
     found = find_run(run)
     saved = RunSpec.load(found.run_dir)
     config, choices, drifted = _overlaid(saved, overrides)
+    config = checked_settings(config)
     changed = differences(saved.config, config)
     out = _stderr(quiet)
     for key, (before, after) in changed.items():

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from components.validation import did_you_mean
-from losskit_cli.catalogue import Catalogue
+from losskit_cli.catalogue import LIST_GROUPS, Catalogue
 from losskit_cli.errors import UsageError
 from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
 
@@ -147,7 +147,7 @@ class Composer:
     @staticmethod
     def _parse(overrides: list[str]) -> list[Override]:
         for text in overrides:
-            if "=" not in text and not text.startswith("~"):
+            if text.startswith("=") or ("=" not in text and not text.startswith("~")):
                 raise UsageError(f"{text!r} is not an override: write key=value (or ~key to delete, +key=value to add)")
         try:
             return OverridesParser.create().parse_overrides(overrides)
@@ -159,12 +159,18 @@ class Composer:
         for override in parsed:
             key, value = override.key_or_group, override.value()
             if key in TEMPLATE_NAMES and key not in groups:
-                raise UsageError(f"losskit has no {key!r}: it calls that {TEMPLATE_NAMES[key]!r} (losskit list {TEMPLATE_NAMES[key]})")
+                name = TEMPLATE_NAMES[key]
+                raise UsageError(f"losskit has no {key!r}: it calls that {name!r}" + (f" (losskit list {name})" if name in groups else ""))
             if key not in groups or override.is_delete() or override.is_sweep_override():
                 continue
             names = self.catalogue.option_names(key)
+            if isinstance(value, list) and key not in LIST_GROUPS:
+                raise UsageError(f"{key} takes one option, but got {override.input_line}: {key}={value[0] if value else 'NAME'}, or with -m one run each: a,b")
+            if value is None:
+                instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in PRESET_GROUPS else ""
+                raise UsageError(f"there is no {key}=null" + (f": to have none write {instead}" if instead else f" (there is: {', '.join(names)})"))
             for name in value if isinstance(value, list) else [value]:
-                if isinstance(name, dict) or (name is not None and str(name) not in names):
+                if isinstance(name, dict) or str(name) not in names:
                     raise UsageError(f"there is no {key}={_shown(name)}{did_you_mean(str(name), names)} (there is: {', '.join(names)})")
 
     def _with_key_added(self, overrides: list[str], key: str) -> list[str]:

@@ -17,3 +17,9 @@ class UsageError(LosskitError):
 
 class RunError(LosskitError):
     """The run was started and failed."""
+
+
+def said_by(error: BaseException) -> str:
+    """An exception of somebody else's code in one line, and how to see where it came from."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return f"{type(error).__name__}{': ' if text else ''}{text} (--traceback shows where)"

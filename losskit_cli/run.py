@@ -22,8 +22,9 @@ from components.callbacks import TrainingInterrupted, is_intact, newest_intact
 from components.callbacks.checkpoints import BEST, LAST, DamagedCheckpointError, checkpoints_of
 from components.tasks.base import NonFiniteLossError
 from losskit_cli import ranks
-from losskit_cli.build import Builder, Experiment
-from losskit_cli.errors import LosskitError, RunError, UsageError
+from losskit_cli.build import Builder, Experiment, user_errors
+from losskit_cli.errors import LosskitError, RunError, UsageError, said_by
+from losskit_cli.first_batch import component_at_fault, first_batch, leaving_no_trace
 from losskit_cli.progress import ProgressBar
 from losskit_cli.rundir import CHECKPOINTS, RunSpec
 from losskit_cli.session import Tracking
@@ -98,7 +99,7 @@ def execute(
     except KeyboardInterrupt:
         status, error = "KILLED", Interrupted(f"stopped. Go on with: losskit resume {spec.name}", 2)
     except Exception as failure:  # noqa: BLE001  whatever a component raises, the run must end as FAILED with its reason
-        status, error = "FAILED", _explained(failure, run_dir)
+        status, error = "FAILED", _explained(failure, run_dir, spec.name)
     finally:
         workers.kill()
     steps = experiment.trainer.global_step
@@ -117,16 +118,11 @@ def dry_run(spec: RunSpec, load_model: Callable[[str], nn.Module] | None = None)
     """Compose, check, build, one batch forward and backward; nothing is recorded."""
     quiet_libraries()
     experiment = Builder(spec.config, spec.choices, load_model).experiment()
-    task, data = experiment.task, experiment.data
-    batch = next(iter(data.train_dataloader()))
-    task.train()
-    try:
-        for transform in task.transforms:
-            batch = transform(batch)
-        total, parts = task.objective(task.quantities(batch), 0)
+    task = experiment.task
+    tried = first_batch(experiment, spec.choices)
+    batch, total, parts = tried.batch, tried.total, tried.parts
+    with user_errors(f"{task.objective.loss.name}: the backward pass of the first batch fails"):
         total.backward()
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"the first batch fails: {error}") from error
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     return {
         "loss": float(total.detach()),
@@ -208,6 +204,9 @@ def _built(
     experiment = builder.experiment(run_dir=str(run_dir), loggers=tracking.loggers(), checkpoint=state)
     if state is not None and checkpoint is not None:
         check_fits(experiment, state, checkpoint)
+    elif spec.config["train"]:
+        with leaving_no_trace(experiment.task):
+            first_batch(experiment, spec.choices)
     experiment.trainer.callbacks.extend(tracking.callbacks())  # type: ignore[attr-defined]
     if console.is_terminal and not console.quiet:
         bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])
@@ -252,17 +251,19 @@ def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in sorted(metrics.items())}
 
 
-def _explained(failure: Exception, run_dir: Path) -> RunError:
+def _explained(failure: Exception, run_dir: Path, name: str) -> RunError:
     """A failure as one message; the traceback goes to ``error.txt``."""
     with suppress(OSError):  # the disk may be what failed
         (run_dir / "error.txt").write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
-    if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
-        return RunError(f"the disk is full ({failure.filename or run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
-    if isinstance(failure, RuntimeError) and "No space left on device" in str(failure):
-        return RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume")
-    told = isinstance(failure, NonFiniteLossError | LosskitError | ValueError)
-    message = str(failure) if told else f"{type(failure).__name__}: {failure}"
-    error = RunError(f"{message}\n(the traceback is in {run_dir / 'error.txt'})")
+    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(failure, RuntimeError) and "No space left on device" in str(failure)):
+        error = RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume {name}")
+    else:
+        told = isinstance(failure, NonFiniteLossError | LosskitError | ValueError)
+        at_fault = component_at_fault(failure)
+        message = f"{at_fault}: " if at_fault else ""
+        message += str(failure) if told else said_by(failure)
+        error = RunError(f"{message} (the traceback is in {run_dir / 'error.txt'})")
     error.__cause__ = failure
     return error
 

@@ -67,6 +67,8 @@ def make_run_dir(root: Path, name: str) -> Path:
                 path.mkdir()
             except FileExistsError:
                 continue
+            except FileNotFoundError:  # another run, which never began, has just taken the day's empty directory away with its own
+                path.mkdir(parents=True)
             (path / CHECKPOINTS).mkdir()
             return path.absolute()
     except OSError as error:
@@ -75,7 +77,8 @@ def make_run_dir(root: Path, name: str) -> Path:
 
 
 def remove_run_dir(run_dir: Path) -> None:
-    """Take away the directory of a run that never began."""
+    """Take away the directory of a run that never began, and those above it that were made for it."""
     shutil.rmtree(run_dir, ignore_errors=True)
-    with suppress(OSError):  # other runs of the day are there
+    with suppress(OSError):  # other runs of the day, or of other days, are there
         run_dir.parent.rmdir()
+        run_dir.parent.parent.rmdir()
