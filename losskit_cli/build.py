@@ -225,6 +225,9 @@ class Builder:
     def trainer(self, run_dir: str | None, loggers: list[Any]) -> lightning.Trainer:
         options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
         options = checked_arguments("trainer", lightning.Trainer, options)
+        devices = options.get("devices")
+        if devices in (0, "0", []) or (isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices)):
+            raise UsageError(f"trainer.devices={devices!r}: it takes how many devices, a list of their numbers, -1 (all there are) or auto")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
         with user_errors("trainer"):
             return lightning.Trainer(

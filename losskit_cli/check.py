@@ -22,7 +22,7 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recurs
 SETTINGS: Mapping[str, Any] = {
     "task_name": str,
     "name": str | None,
-    "tags": list[Any],
+    "tags": list,
     "seed": int,
     "train": bool,
     "test": bool,

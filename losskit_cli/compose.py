@@ -27,6 +27,7 @@ from losskit_cli.errors import UsageError
 from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
 
 PRESET_GROUPS = ("experiment", "debug", "local")
+SINGLE_GROUPS = ("data", "model", "task", "loss", "optimizer", "schedule", "averaging", "reweighting", "trainer", "tracking")
 TEMPLATE_NAMES = {
     "logger": "tracking",
     "hparams_search": "sweep",
@@ -164,7 +165,7 @@ class Composer:
             if key not in groups or override.is_delete() or override.is_sweep_override():
                 continue
             names = self.catalogue.option_names(key)
-            if isinstance(value, list) and key not in LIST_GROUPS:
+            if isinstance(value, list) and key in SINGLE_GROUPS:
                 raise UsageError(f"{key} takes one option, but got {override.input_line}: {key}={value[0] if value else 'NAME'}, or with -m one run each: a,b")
             if value is None:
                 instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in PRESET_GROUPS else ""
