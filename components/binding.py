@@ -89,7 +89,7 @@ def bind(
     arguments = {p: inputs.get(p, p) for p in required} | {p: inputs.get(p, p) for p in optional if inputs.get(p, p) in offered}
     missing = [q for q in arguments.values() if q not in offered]
     if missing:
-        elsewhere = sorted(t for t, names in (offered_elsewhere or {}).items() if set(missing) <= set(names))
+        elsewhere = sorted(t for t, names in (offered_elsewhere or {}).items() if t != task and set(missing) <= set(names))
         raise BindingError(
             f"{name} needs {_listed(missing)}; task={task} offers {_listed(offered)}"
             + (f"; tasks that offer it: {', '.join(elsewhere)}" if elsewhere else "; no task offers it")

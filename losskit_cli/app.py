@@ -186,6 +186,7 @@ def eval_(
     run: Run,
     overrides: Overrides = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a file.")] = "best",
+    split: Annotated[str, typer.Option("--split", help="test, val, train or all: which samples.")] = "test",
     json: Json = False,
 ) -> None:
     """Test a finished run's weights, on its own test split or on other data.
@@ -196,7 +197,7 @@ def eval_(
     """
     from losskit_cli.commands import evaluate
 
-    evaluate(run, overrides or [], checkpoint=checkpoint, json=json)
+    evaluate(run, overrides or [], checkpoint=checkpoint, split=split, json=json)
 
 
 @app.command()
@@ -310,7 +311,6 @@ def run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exception(error)
-        told = isinstance(error, LosskitError)
-        sys.stderr.write(f"Error: {error if told else said_by(error)}\n")
-        return error.exit_code if told else 1
+        sys.stderr.write(f"Error: {error if isinstance(error, LosskitError) else said_by(error)}\n")
+        return error.exit_code if isinstance(error, LosskitError) else 1
     return 0

@@ -82,7 +82,7 @@ class Builder:
         trainer = self.trainer(run_dir, loggers or [])
         self._add_lengths(trainer, data)
         task = self.task(data)
-        trainer.callbacks.extend(self.callbacks(task, run_dir is not None))  # type: ignore[attr-defined]
+        trainer.callbacks.extend(self.callbacks(task, data, run_dir is not None))  # type: ignore[attr-defined]
         if config["trainer"].get("compile"):
             task.model.compile()
         return Experiment(self.config, data, task, trainer, self.facts)
@@ -102,7 +102,8 @@ class Builder:
 
     def _add_lengths(self, trainer: lightning.Trainer, data: DataModule) -> None:
         """Steps of an epoch and of the whole run, as the trainer's limits and devices make them."""
-        batches = math.ceil(self.facts["num_samples"] / (data.batch_size * trainer.world_size))
+        batches, rest = divmod(self.facts["num_samples"], data.batch_size * trainer.world_size)
+        batches += 1 if rest and not data.drop_last else 0
         limit = trainer.limit_train_batches
         batches = min(batches, int(limit)) if isinstance(limit, int) else max(1, int(batches * limit))
         overfit = self.config["trainer"]["overfit_batches"]
@@ -111,9 +112,15 @@ class Builder:
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
         by_epochs = steps * trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
         by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
-        for name in ("max_epochs", "max_steps"):
-            if getattr(trainer, name) == 0:
-                raise UsageError(f"trainer.{name}=0 trains nothing: it takes a number >= 1, or -1 for no limit; to only test: train=false")
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise UsageError(
+                f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: take at most that, "
+                "or count over epochs with trainer.check_val_every_n_epoch=null"
+            )
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, name) == 0 and not (name == "limit_train_batches" and overfit):
+                raise UsageError(f"trainer.{name}=0 trains nothing; to only test: train=false")
         total = min(by_epochs, by_steps)
         if math.isinf(total):
             raise UsageError("training has no end: set trainer.max_epochs=… or trainer.max_steps=…")
@@ -199,7 +206,7 @@ class Builder:
         with user_errors(self._named("task")):
             return components.tasks.train_teacher(teacher, data, epochs=options["teacher_epochs"], lr=options["teacher_lr"], seed=self.config["seed"])
 
-    def callbacks(self, task: Task, saving: bool) -> list[lightning.Callback]:
+    def callbacks(self, task: Task, data: DataModule, saving: bool) -> list[lightning.Callback]:
         made = []
         nodes = dict(self.config.get("callbacks") or {})
         if self.config.get("averaging"):
@@ -207,29 +214,41 @@ class Builder:
         for name, node in nodes.items():
             if name == "checkpoints" and not saving:
                 continue
-            node = {**node, "mode": self.mode(task)} if node.get("mode") == "auto" else node
+            node = {**node, "mode": self.mode(task, str(node.get("monitor")))} if node.get("mode") == "auto" else node
+            self._check_monitored(f"callbacks.{name}", node, task, data)
             made.append(self.make("averaging" if name == "averaging" else f"callbacks.{name}", node))
         # interrupts come last but for checkpoints' own saving, so that a checkpoint is taken of a finished step
         return [*made, Interrupts()]
 
-    def mode(self, task: Task) -> str:
-        """``min`` or ``max``: which way the optimized metric is better."""
-        direction = self.config["optimized_direction"]
+    def _check_monitored(self, key: str, node: Config, task: Task, data: DataModule) -> None:
+        """Refuse Lightning's callbacks that watch a metric which nobody logs; callbacks of the user's own may log what they like."""
+        monitored = node.get("monitor")
+        if not isinstance(monitored, str) or not node["_target_"].startswith("lightning."):
+            return
+        known = [f"{stage}/{metric}" for stage in ("val", "train") for metric in task.logged()]
+        own = [str(n.get("_target_")).startswith(("lightning.", "components.")) for n in (self.config.get("callbacks") or {}).values()]
+        if "/" in monitored and monitored not in known and all(own):
+            raise UsageError(f"{key}.monitor={monitored} is not logged{did_you_mean(monitored, known)} (logged: {', '.join(known)})")
+        if monitored.startswith("val/") and "val" in data.splits and data.size(data.splits["val"]) == 0:
+            raise UsageError(f"{key} watches {monitored}, but {self._named('data')} has no validation samples (data.val_fraction)")
+
+    def mode(self, task: Task, metric: str) -> str:
+        """``min`` or ``max``: which way ``metric`` is better; ``optimized_direction`` speaks of the optimized one alone."""
+        direction = self.config["optimized_direction"] if metric == self.config["optimized_metric"] else "auto"
         if direction in ("minimize", "maximize"):
             return "min" if direction == "minimize" else "max"
         if direction != "auto":
             near = did_you_mean(direction, ("minimize", "maximize", "auto"))
             raise UsageError(f"optimized_direction must be minimize, maximize or auto, but got {direction!r}{near}")
-        return "max" if task.higher_is_better(self.config["optimized_metric"]) else "min"
+        return "max" if task.higher_is_better(metric) else "min"
 
     def trainer(self, run_dir: str | None, loggers: list[Any]) -> lightning.Trainer:
         options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
         options = checked_arguments("trainer", lightning.Trainer, options)
-        devices = options.get("devices")
-        if devices in (0, "0", []) or (isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices)):
-            raise UsageError(f"trainer.devices={devices!r}: it takes how many devices, a list of their numbers, -1 (all there are) or auto")
+        _check_trainer_options(options)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
-        with user_errors("trainer"):
+        asked = " ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision") if name in options)
+        with user_errors(asked):
             return lightning.Trainer(
                 **options,
                 logger=loggers or False,
@@ -320,7 +339,19 @@ class Builder:
         return f"{key}={choice}" if isinstance(choice, str) else key
 
 
-class user_errors:  # noqa: N801  used like a function, in `with`
+def _check_trainer_options(options: Config) -> None:
+    """Refuse numbers that Lightning would stumble over in the middle of a run."""
+    devices, clip = options.get("devices"), options.get("gradient_clip_val")
+    if devices in (0, "0", []) or (isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices)):
+        raise UsageError(f"trainer.devices={devices!r}: it takes how many devices, a list of their numbers, -1 (all there are) or auto")
+    for name in ("accumulate_grad_batches", "log_every_n_steps"):
+        if options.get(name, 1) is None or options.get(name, 1) < 1:
+            raise UsageError(f"trainer.{name}={options[name]!r}: it takes a whole number >= 1")
+    if clip is not None and not clip >= 0:
+        raise UsageError(f"trainer.gradient_clip_val={clip!r}: it takes a number >= 0, or null for no clipping")
+
+
+class user_errors:
     """Turns what a component raises into a usage error that names the option."""
 
     def __init__(self, key: str = "") -> None:

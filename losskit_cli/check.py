@@ -106,6 +106,10 @@ def checked_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("train", "test"):
         if checked[name] is None:
             raise UsageError(f"{name}=null: it takes true or false")
+    if not checked["train"] and not checked["test"]:
+        raise UsageError("train=false test=false: there is nothing to do")
+    if "/" in (checked["name"] or ""):
+        raise UsageError(f"name={checked['name']!r}: it takes a text without '/'")
     for name in ("trainer", "tracking"):
         if not isinstance(config[name], dict):
             raise UsageError(f"{name}={config[name]!r}: it takes keys and values, such as {name}.{'max_epochs=5' if name == 'trainer' else 'enabled=false'}")
@@ -183,6 +187,7 @@ def _coerced(key: str, value: Any, hint: Any) -> Any:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         takes = list(dict.fromkeys(_takes(hint)))
+        takes = [t for t in takes if t != WORDS[int] or WORDS[float] not in takes]
         near = did_you_mean(value, [t.strip("'") for t in takes if t.startswith("'")]) if isinstance(value, str) else ""
         raise UsageError(f"{key}={value!r}: it takes {' or '.join([', '.join(takes[:-1]), takes[-1]] if len(takes) > 1 else takes)}{near}") from error
     except PydanticUserError:
@@ -190,7 +195,7 @@ def _coerced(key: str, value: Any, hint: Any) -> Any:
 
 
 PLAIN_TYPES = {int, float, str, bool, type(None), list, tuple, dict}
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list", tuple: "a list", dict: "keys and values"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null", list: "a list", tuple: "a list"}
 MANY = {int: "whole numbers", float: "numbers", bool: "true/false values", str: "texts"}
 
 

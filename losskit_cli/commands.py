@@ -5,21 +5,34 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from components.validation import did_you_mean
+from losskit_cli.catalogue import as_text
+from losskit_cli.compare import Column, Comparison, show_seconds, terminal_width, to_table
 from losskit_cli.compose import Composed, Composer, to_yaml
 from losskit_cli.errors import LosskitError, UsageError
-from losskit_cli.merging import differences, three_way
+from losskit_cli.importing import import_heavy
+from losskit_cli.merging import described
 from losskit_cli.names import run_name
+from losskit_cli.overlay import Overlay, overlay
+from losskit_cli.ranks import Ranks
 from losskit_cli.rundir import CHECKPOINTS, RunSpec, make_run_dir
 from losskit_cli.runs import find_run
 
 Overrides = Sequence[str]
+EVALUATED = ("test", "val", "train", "all")
+PREDICTIONS = (".csv", ".parquet", ".json", ".npz")
+RESUMABLE_GROUPS = ("trainer", "callbacks", "tracking")
+RESUMABLE_KEYS = ("test", "tags", "allow_targets", "data.path", "data.num_workers", "data.in_memory", "data.eval_batch_size")
 
 
 def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *, dry_run: bool, multirun: bool, json: bool, quiet: bool) -> None:
@@ -32,8 +45,7 @@ def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *
     if dry_run:
         _dry_run(spec, json=json)
         return
-    summary = start(spec, quiet=quiet or json)
-    report(summary, json=json, quiet=quiet)
+    report(start(spec, quiet=quiet or json, json=json), json=json, quiet=quiet)
 
 
 def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
@@ -47,7 +59,7 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     return RunSpec(str(name), config, composed.choices, composed.overrides, [str(d) for d in composed.config_dirs], config_name)
 
 
-def start(spec: RunSpec, *, quiet: bool) -> Any:
+def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
     """Run ``spec`` in a new directory. The tracking process opens its store while this one imports torch."""
     from losskit_cli.session import Tracking
 
@@ -58,10 +70,13 @@ def start(spec: RunSpec, *, quiet: bool) -> Any:
     try:
         spec.save(run_dir)
         tracking = Tracking.start(run_dir, spec.config["tracking"])
+        ranks = Ranks.start(spec.config["trainer"], run_dir)
+        import_heavy("losskit_cli.run")
         from losskit_cli.models import load_model_of_run
         from losskit_cli.run import execute
 
-        return execute(spec, run_dir, tracking, console=_stderr(quiet), load_model=load_model_of_run)
+        with _own_stdout(json):
+            return execute(spec, run_dir, tracking, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
     except BaseException:
         if not tracking.begun:
             from losskit_cli.rundir import remove_run_dir
@@ -79,20 +94,35 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
         raise UsageError("say which run: losskit resume RUN, or --last for the one that was started last")
     found = find_run(run)
     spec = RunSpec.load(found.run_dir)
-    if found.status == "FINISHED" and not overrides:
+    saved = spec
+    if overrides:
+        refuse_another_experiment(spec, overrides)
+        spec = overlay(spec, overrides).spec
+    if found.status == "FINISHED" and not longer(saved.config, spec.config):
         raise UsageError(f"{spec.name} is finished. To train it longer: losskit resume {spec.name} trainer.max_epochs=… (or trainer.max_steps=…)")
     if found.is_running():
         raise UsageError(f"{spec.name} is still running")
-    if overrides:
-        spec = spec.with_config(_overlaid(spec, overrides)[0])
-        spec.save(found.run_dir)
     from losskit_cli.session import Tracking
 
-    tracking = Tracking.start(found.run_dir, spec.config["tracking"])
-    from losskit_cli.models import load_model_of_run
-    from losskit_cli.run import execute
+    if longer(saved.config, spec.config) and spec.config.get("schedule"):
+        note = f"schedule={spec.choices.get('schedule')} now spans the whole longer run: the learning rate goes on where that is at this step"
+        _stderr(quiet).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    tracking = Tracking.off()
+    try:
+        if overrides:
+            spec.save(found.run_dir)  # further ranks read it
+        tracking = Tracking.start(found.run_dir, spec.config["tracking"])
+        ranks = Ranks.start(spec.config["trainer"], found.run_dir, resume=True)
+        import_heavy("losskit_cli.run")
+        from losskit_cli.models import load_model_of_run
+        from losskit_cli.run import execute
 
-    summary = execute(spec, found.run_dir, tracking, resume=True, console=_stderr(quiet or json), load_model=load_model_of_run)
+        with _own_stdout(json):
+            summary = execute(spec, found.run_dir, tracking, resume=True, console=_stderr(quiet or json), load_model=load_model_of_run, ranks=ranks)
+    except BaseException:
+        if overrides and not tracking.begun:  # what was asked for cannot be: the run stays what it was
+            saved.save(found.run_dir)
+        raise
     report(summary, json=json, quiet=quiet)
 
 
@@ -102,59 +132,66 @@ def rerun(run: str, overrides: Overrides, *, dry_run: bool, json: bool, quiet: b
 
     found = find_run(run)
     saved = RunSpec.load(found.run_dir)
-    config, choices, drifted = _overlaid(saved, overrides)
-    config = checked_settings(config)
-    changed = differences(saved.config, config)
-    out = _stderr(quiet)
-    for key, (before, after) in changed.items():
-        out.print(f"[bold]{key}[/]: {before!r} → {after!r}", highlight=False)
-    for key, (before, after) in drifted.items():
-        out.print(f"{key}: kept {before!r} as it was saved (the config tree now says {after!r})", style="yellow", highlight=False)
-    if not changed:
-        out.print("the same config")
+    laid = overlay(saved, overrides)
+    config = checked_settings(laid.spec.config)
+    named = any(text.split("=")[0].lstrip("+") == "name" for text in overrides)
+    config["name"] = config["name"] if named else None  # a name is one run's
+    _tell_what_differs(saved, laid, config, json=json and dry_run, out=Console() if dry_run else _stderr(quiet or json))
     if dry_run:
         return
-    name = run_name(choices, config["seed"])
-    spec = RunSpec(name, config, choices, [*saved.overrides, *overrides], saved.config_dirs, saved.config_name)
-    report(start(spec, quiet=quiet or json), json=json, quiet=quiet)
+    spec = replace(laid.spec, name=config["name"] or run_name(laid.spec.choices, config["seed"]), config=config)
+    summary = start(spec, quiet=quiet or json, json=json)
+    report(summary, json=json, quiet=quiet)
+    if summary.run_id and found.run_id and not (json or quiet):
+        Console().print(f"what changed     losskit diff {saved.name} {summary.run_name}", markup=False, highlight=False, soft_wrap=True)
 
 
-def evaluate(run: str, overrides: Overrides, *, checkpoint: str, json: bool) -> None:
+def evaluate(run: str, overrides: Overrides, *, checkpoint: str, split: str, json: bool) -> None:
     """``losskit eval``."""
+    if split not in EVALUATED:
+        raise UsageError(f"--split must be one of {', '.join(EVALUATED)}, but got {split!r}{did_you_mean(split, EVALUATED)}")
     found = find_run(run)
     spec = RunSpec.load(found.run_dir)
     if overrides:
-        spec = spec.with_config(_overlaid(spec, overrides)[0])
+        spec = overlay(spec, overrides).spec
     path = checkpoint_path(found.run_dir, checkpoint)
-    from losskit_cli.models import load_model_of_run
-    from losskit_cli.run import evaluate as run_evaluate
+    import_heavy("losskit_cli.prediction")
+    from losskit_cli.prediction import evaluate_split
 
-    metrics = run_evaluate(spec, path, load_model_of_run)
+    with _own_stdout(json):
+        metrics, samples = evaluate_split(spec, path, split)
     if json:
-        _write(jsonlib.dumps({"run_name": spec.name, "checkpoint": str(path), "metrics": metrics}))
+        outcome = {"run_id": found.run_id, "run_name": spec.name, "checkpoint": str(path), "split": split, "samples": samples, "metrics": metrics}
+        _write(jsonlib.dumps(outcome))
         return
-    table = Table("metric", "value", title=f"{spec.name}: {path.name}")
+    what = "samples of all splits" if split == "all" else f"samples of the {split} split"
+    Console().print(f"{spec.name}, {path.name}: {samples:,} {what}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("", "value")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.6g}")
+        table.add_row(name.partition("/")[2], _number(value))
     Console().print(table)
 
 
-def predict(run: str, *, input: Path, output: Path, checkpoint: str, json: bool) -> None:
+def predict(run: str, *, input: Path | None, output: Path, checkpoint: str, json: bool) -> None:
     """``losskit predict``."""
     found = find_run(run)
     spec = RunSpec.load(found.run_dir)
     path = checkpoint_path(found.run_dir, checkpoint)
-    if output.suffix not in (".csv", ".parquet", ".json"):
-        raise UsageError(f"--output must end in .csv, .parquet or .json, but got {output}")
-    if not input.exists():
+    if output.suffix not in PREDICTIONS:
+        raise UsageError(f"--output must end in {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}, but got {output}")
+    if input is not None and not input.exists():
         raise UsageError(f"--input {input}: there is no such file")
+    import_heavy("losskit_cli.prediction")
     from losskit_cli.prediction import predict_file
 
-    rows = predict_file(spec, path, input, output)
+    with _own_stdout(json):
+        rows, notes = predict_file(spec, path, input, output)
+    for note in notes:
+        _stderr(False).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if json:
-        _write(jsonlib.dumps({"run_name": spec.name, "rows": rows, "output": str(output)}))
+        _write(jsonlib.dumps({"run_id": found.run_id, "run_name": spec.name, "checkpoint": str(path), "rows": rows, "output": str(output)}))
     else:
-        _stderr(False).print(f"{rows} predictions in {output}")
+        _stderr(False).print(f"{rows:,} {'prediction' if rows == 1 else 'predictions'} in {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 def sync(runs: Sequence[str], *, uri: str | None = None) -> None:
@@ -166,7 +203,7 @@ def sync(runs: Sequence[str], *, uri: str | None = None) -> None:
     if not outcomes:
         out.print("nothing to send: every run below outputs is in its store")
     for run_dir, outcome in outcomes:
-        out.print(f"{run_dir.name}: {'all of it is in the store' if outcome.ok else outcome.error}", highlight=False)
+        out.print(f"{run_dir.name}: {'all of it is in the store' if outcome.ok else outcome.error}", markup=False, highlight=False, soft_wrap=True)
     if not all(outcome.ok for _, outcome in outcomes):
         raise LosskitError("not everything could be sent; it is kept, try again later")
 
@@ -206,11 +243,12 @@ def report(summary: Any, *, json: bool, quiet: bool) -> None:
         return
     out = _stderr(quiet)
     for note in summary.notes:
-        out.print(f"note: {note}", style="yellow", highlight=False)
+        out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if quiet:
         return
     out = Console()
-    out.print(f"[bold]{summary.run_name}[/]  {summary.status}  {summary.steps} steps in {summary.duration_s:.1f} s", highlight=False, soft_wrap=True)
+    took = f"{summary.status}  {summary.steps:,} steps in {show_seconds(summary.duration_s)}"
+    out.print(Text.assemble((summary.run_name, "bold"), f"  {took}"), highlight=False, soft_wrap=True)
     names = dict.fromkeys(name.partition("/")[2] for name in summary.metrics if "/" in name)
     stages = [stage for stage in ("train", "val", "test") if any(name.startswith(f"{stage}/") for name in summary.metrics)]
     table = Table("", *stages)
@@ -219,17 +257,19 @@ def report(summary: Any, *, json: bool, quiet: bool) -> None:
     if names:
         out.print(table)
     if summary.best_checkpoint:
-        out.print(f"best checkpoint  {os.path.relpath(summary.best_checkpoint)}", highlight=False, soft_wrap=True)
+        out.print(f"best checkpoint  {os.path.relpath(summary.best_checkpoint)}", markup=False, highlight=False, soft_wrap=True)
     if summary.run_id:
         out.print("look at it       losskit ui   ·   losskit compare", highlight=False)
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------------
 def _dry_run(spec: RunSpec, *, json: bool) -> None:
+    import_heavy("losskit_cli.run")
     from losskit_cli.models import load_model_of_run
     from losskit_cli.run import dry_run
 
-    result = dry_run(spec, load_model_of_run)
+    with _own_stdout(json):
+        result = dry_run(spec, load_model_of_run)
     if json:
         _write(jsonlib.dumps(result))
         return
@@ -252,9 +292,9 @@ def _multirun(composer: Composer, overrides: Overrides, *, json: bool, quiet: bo
     summaries, failures = [], []
     out = _stderr(quiet or json)
     for number, (job, spec) in enumerate(zip(jobs, composed, strict=True), start=1):
-        out.print(f"run {number} of {len(jobs)}: {' '.join(job)}", highlight=False)
+        out.print(f"run {number} of {len(jobs)}: {' '.join(job)}", markup=False, highlight=False, soft_wrap=True)
         try:
-            summaries.append((job, start(spec, quiet=quiet or json)))
+            summaries.append((job, start(spec, quiet=quiet or json, json=json)))
         except LosskitError as error:
             if error.exit_code > 128:
                 raise
@@ -263,28 +303,59 @@ def _multirun(composer: Composer, overrides: Overrides, *, json: bool, quiet: bo
     if json:
         _write(jsonlib.dumps([{"overrides": job} | summary.as_dict() for job, summary in summaries]))
     elif not quiet:
-        names = list(dict.fromkeys(name for _, summary in summaries for name in summary.metrics if name.startswith("test/")))
-        table = Table("overrides", "run", *names)
-        for job, summary in summaries:
-            table.add_row(" ".join(job), summary.run_name, *(f"{summary.metrics[n]:.4f}" if n in summary.metrics else "" for n in names))
-        Console().print(table)
+        _print_outcomes(summaries)
     if failures:
         raise LosskitError(f"{len(failures)} of {len(jobs)} runs failed")
 
 
-def _overlaid(spec: RunSpec, overrides: Overrides) -> tuple[dict[str, Any], dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """A saved config with new overrides on top; its choices; and where today's config tree would say something else than was saved."""
-    composer = Composer(spec.config_dirs, spec.config_name)
-    then = composer.compose(spec.overrides)
-    now = composer.compose([*_without(spec.overrides, overrides), *overrides])
-    base = then.resolved()
-    return three_way(spec.config, base, now.resolved()), now.choices, differences(spec.config, base)
+def _print_outcomes(summaries: Sequence[tuple[Sequence[str], Any]]) -> None:
+    """One row a run of a multirun: its overrides, its name, its test metrics, as many as there is room for."""
+    names = list(dict.fromkeys(name for _, summary in summaries for name in summary.metrics if name.startswith("test/")))
+    rows = [
+        {"overrides": " ".join(job), "run": summary.run_name, **{n: summary.metrics.get(n) for n in names}, "duration": summary.duration_s}
+        for job, summary in summaries
+    ]
+    columns = [Column("overrides", "text"), Column("run", "text"), *(Column(n, "metric") for n in names), Column("duration", "seconds")]
+    _write(to_table(Comparison(columns, rows, None, "min", [], asked=True), terminal_width()).rstrip())
 
 
-def _without(overrides: Overrides, replaced_by: Overrides) -> list[str]:
-    """The overrides less those whose key is set anew."""
-    keys = {text.split("=", 1)[0].lstrip("+~") for text in replaced_by}
-    return [text for text in overrides if text.split("=", 1)[0].lstrip("+~") not in keys]
+def refuse_another_experiment(spec: RunSpec, overrides: Overrides) -> None:
+    """A resumed run stays the experiment that it is: only how long, on what and with which bookkeeping it goes on may change."""
+    for text in overrides:
+        key = text.split("=", 1)[0].lstrip("+~")
+        if key.split(".")[0] not in RESUMABLE_GROUPS and key not in RESUMABLE_KEYS:
+            raise UsageError(
+                f"{key} cannot change in the middle of a run (trainer.…, callbacks.…, tracking.… can). For another experiment: "
+                f"losskit rerun {spec.name} {text}; from this run's weights: add ckpt_path=…/{CHECKPOINTS}/last.ckpt"
+            )
+
+
+def longer(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a config trains longer than another."""
+    return any((after["trainer"].get(key) or 0) != (before["trainer"].get(key) or 0) for key in ("max_epochs", "max_steps"))
+
+
+def _tell_what_differs(saved: RunSpec, laid: Overlay, config: Mapping[str, Any], *, json: bool, out: Console) -> None:
+    """What a new run does otherwise than the saved one, and where the config tree has moved on since."""
+    choices = dict(described(_texts(saved.choices), _texts(laid.spec.choices), str))
+    before = {key: value for key, value in saved.config.items() if key != "name" or config["name"] is not None}
+    after = {key: value for key, value in config.items() if key in before or key != "name"}
+    values = {key: text for key, text in described(before, after, as_text) if key.rpartition(".")[2] != "_target_"}
+    drift = {key: text for key, text in described(*laid.drift, as_text) if key.rpartition(".")[2] != "_target_"}
+    if json:
+        left_out = [text for text, _ in laid.left_out]
+        _write(jsonlib.dumps({"run_name": saved.name, "choices": choices, "config": values, "drift": drift, "left_out": left_out}))
+        return
+    lines = [(f"{key}: {text}", "") for key, text in [*choices.items(), *values.items()]]
+    lines += [(f"left out: {text}, which was set for {choice}", "yellow") for text, choice in laid.left_out]
+    lines += [(f"kept as it was saved, though the config tree has changed: {key}: {text}", "yellow") for key, text in drift.items()]
+    for line, style in lines or [(f"the same config as {saved.name}", "")]:
+        out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _texts(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Choices to be compared; what says nothing (no experiment) is left out."""
+    return {group: as_text(choice) for group, choice in choices.items() if choice not in (None, [], "none")}
 
 
 def _value_at(config: Any, key: str) -> str:
@@ -297,13 +368,23 @@ def _value_at(config: Any, key: str) -> str:
         value = OmegaConf.to_container(holder, resolve=False)[name]  # type: ignore[call-overload, index]
     except (KeyError, TypeError, ValueError):
         return "(deleted)"
-    from losskit_cli.catalogue import as_text
-
     return as_text(value)
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+
+
+@contextmanager
+def _own_stdout(json: bool) -> Iterator[None]:
+    """With ``--json`` nothing but the object goes to stdout, whatever a component of the user's prints."""
+    if not json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _stderr(quiet: bool) -> Console:

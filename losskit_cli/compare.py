@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from csv import writer as csv_writer
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any
+
+from rich.cells import cell_len
 
 from components.validation import did_you_mean
 from losskit_cli.errors import UsageError
@@ -26,7 +31,10 @@ LOWER_IS_BETTER = (
 )  # fmt: skip
 HIDDEN_PARAMS = ("name", "output_dir", "task_name", "ckpt_path", "tags")
 HIDDEN_GROUPS = ("tracking",)
+TELLING = ("experiment", "loss", "data", "model", "optimizer", "schedule", "regularizer", "transform", "reweighting", "averaging", "task")
 MAX_PARAM_COLUMNS = 6
+MAX_NAMED = 8
+MAX_CELL = 28
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Comparison:
         metric: what it is sorted by, in its better direction.
         direction: ``"min"`` or ``"max"``.
         notes: what the reader should know: left-out runs, for instance.
+        asked: whether the metrics were named by the user.
     """
 
     columns: list[Column]
@@ -53,6 +62,7 @@ class Comparison:
     metric: str | None
     direction: str
     notes: list[str]
+    asked: bool = False
 
 
 def compare_runs(
@@ -113,7 +123,7 @@ def compare_runs(
     if limit is not None and len(rows) > limit:
         notes.append(f"{limit} of {len(rows)} rows shown")
         rows = rows[:limit]
-    return Comparison(columns, rows, first, better, notes)
+    return Comparison(columns, rows, first, better, notes, asked=bool(metrics))
 
 
 def better_direction(metric: str) -> str:
@@ -160,13 +170,18 @@ def _single(runs: Sequence[RunInfo], metrics: Sequence[str], values: dict[str, d
             "id": run.run_id,
             "name": run.name,
             "status": run.status,
-            **{key: run.value(key) for key in differing},
+            **{key: _value_of(run, key) for key in differing},
             **values[run.run_id],
             "duration": run.duration,
         }
         for run in runs
     ]
     return columns, rows
+
+
+def _value_of(run: RunInfo, key: str) -> str | None:
+    """A chosen option, or a parameter. A group of which nothing was chosen has an empty mapping as its parameter: that is no value."""
+    return run.option(key) if key in OPTION_GROUPS else run.value(key)
 
 
 def differing_keys(runs: Sequence[RunInfo]) -> list[str]:
@@ -187,11 +202,11 @@ def _groups(
 ) -> tuple[list[Column], list[dict[str, Any]]]:
     known = sorted({key for run in runs for key in run.params} | {g for g in OPTION_GROUPS if any(run.option(g) for run in runs)})
     for key in keys:
-        if all(run.value(key) is None for run in runs):
+        if key not in OPTION_GROUPS and all(run.value(key) is None for run in runs):
             raise UsageError(f"--group-by: no run has {key!r}{did_you_mean(key, known)}")
     members: dict[tuple[str | None, ...], list[RunInfo]] = {}
     for run in runs:
-        members.setdefault(tuple(run.value(key) for key in keys), []).append(run)
+        members.setdefault(tuple(_value_of(run, key) for key in keys), []).append(run)
     columns = [Column(key, "param") for key in keys] + [Column("n", "count")]
     columns += [Column(name, "metric") for name in metrics] + [Column("duration", "seconds")]
     rows = []
@@ -262,7 +277,12 @@ def run_compare(
         limit=limit,
     )
     show = to_json if json else to_csv if csv else to_markdown if markdown else to_table
-    sys.stdout.write(show(comparison))
+    sys.stdout.write(show(comparison) if show is not to_table else to_table(comparison, terminal_width()))
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal; ``None`` in a pipe, where nothing is cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def to_json(comparison: Comparison) -> str:
@@ -298,29 +318,137 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_table(comparison: Comparison, width: int | None = None) -> str:
-    """A table for the terminal; of many differing parameters the first ones."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """A table for people.
 
-    params = [c for c in comparison.columns if c.kind == "param"]
-    left_out = [] if _is_grouped(comparison) else params[MAX_PARAM_COLUMNS:]
-    columns = [c for c in comparison.columns if c not in left_out]
-    notes = list(comparison.notes)
-    if left_out:
-        notes.append(f"also different: {', '.join(c.name for c in left_out)} (all of them: --json or --csv)")
-    table = Table(header_style="bold", pad_edge=False)
-    for column in columns:
-        number = column.kind in ("metric", "seconds", "count")
-        table.add_column(_heading(comparison, column), justify="right" if number else "left", no_wrap=number or column.name == "id", overflow="fold")
-    for row in comparison.rows:
-        table.add_row(*(Text(_cell(c, row.get(c.name))) for c in columns))
-    console = Console(file=io.StringIO(), width=width or max(80, Console().width), highlight=False)
-    console.print(table)
-    for note in notes:
-        console.print(Text(note))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    Args:
+        width: characters at most: what matters most is shown, what does not fit is named below. ``None``: as wide as it needs to be.
+    """
+    layout = _Layout(comparison, width)
+    lines = layout.lines()
+    for note in [*comparison.notes, *layout.left_out()]:
+        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False) if width else [note]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+class _Layout:
+    """Which columns of a comparison are shown in so many characters, and how."""
+
+    def __init__(self, comparison: Comparison, width: int | None) -> None:
+        self.comparison, self.width = comparison, width
+        self.names: dict[str, str] = {}
+        self.columns = self._chosen()
+
+    def lines(self) -> list[str]:
+        """The headings, a rule, the rows."""
+        cells = [[self._text(column, row) for row in self.comparison.rows] for column in self.columns]
+        headings = [self._heading_lines(column) for column in self.columns]
+        height = max(len(lines) for lines in headings)
+        headings = [[""] * (height - len(lines)) + lines for lines in headings]
+        widths = [max(map(cell_len, [*heading, *values])) for heading, values in zip(headings, cells, strict=True)]
+        rows = [*zip(*headings, strict=True), tuple("─" * w for w in widths), *zip(*cells, strict=True)]
+        return ["  ".join(self._padded(*entry) for entry in zip(self.columns, row, widths, strict=True)) for row in rows]
+
+    def left_out(self) -> list[str]:
+        """What is not shown, for the reader."""
+        missing = [c for c in self.comparison.columns if c not in self.columns and c.name not in ("id", "status")]
+        params = sorted(self._telling([c for c in missing if c.kind == "param"]), key=self._rank)
+        notes = []
+        for what, names in (("also different", [c.name for c in params]), ("no room for", [c.name for c in missing if c.kind != "param"])):
+            if names:
+                more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+                notes.append(f"{what}: {', '.join(names[:MAX_NAMED])}{more}")
+        return [*notes[:-1], f"{notes[-1]} (all of it: --json or --csv)"] if notes else []
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+    def _chosen(self) -> list[Column]:
+        wanted = self._by_importance()
+        if self.width is not None:
+            if not self._fits(wanted):
+                self.names = _short_names([str(row["name"]) for row in self.comparison.rows if "name" in row])
+            shown: list[Column] = []
+            for column in wanted:
+                if len(shown) < 2 or self._fits([*shown, column]):
+                    shown.append(column)
+            wanted = shown
+        return [c for c in self.comparison.columns if c in wanted]
+
+    def _by_importance(self) -> list[Column]:
+        """The columns worth showing, what matters most first."""
+        columns = self.comparison.columns
+        texts = [c for c in columns if c.kind == "text"]
+        metrics = [c for c in columns if c.kind == "metric"]
+        keys = [c for c in columns if c.kind == "param"]
+        if _is_grouped(self.comparison):
+            return [*keys, *(c for c in columns if c.kind == "count"), *metrics, *(c for c in columns if c.kind == "seconds")]
+        rows = self.comparison.rows
+        options = sorted((c for c in keys if c.name in OPTION_GROUPS), key=lambda c: TELLING.index(c.name) if c.name in TELLING else len(TELLING))
+        params = sorted(self._telling([c for c in keys if c.name not in OPTION_GROUPS]), key=self._rank)[:MAX_PARAM_COLUMNS]
+        names = [c for c in texts if c.name == "name"]
+        if len({row["name"] for row in rows}) < len(rows):
+            names = [c for c in texts if c.name == "id"] + names
+        status = [c for c in texts if c.name == "status" and (self.width is None or any(row["status"] != "FINISHED" for row in rows))]
+        first = [c for c in metrics if c.name == self.comparison.metric]
+        others = [c for c in metrics if c not in first]
+        seconds = [c for c in columns if c.kind == "seconds"]
+        if self.comparison.asked:
+            return [*names, *first, *others, *status, *options, *params, *seconds]
+        others.sort(key=lambda c: sum(row.get(c.name) is None for row in rows))
+        return [*names, *first, *status, *others[:1], *options, *params[:2], *others[1:], *seconds, *params[2:]]
+
+    def _telling(self, params: Sequence[Column]) -> list[Column]:
+        """Without those that say the same as another of their last name: ``data.seed`` follows ``seed``."""
+        seen: set[tuple[Any, ...]] = set()
+        kept = []
+        for column in params:
+            says = (column.name.rpartition(".")[2], *(row.get(column.name) for row in self.comparison.rows))
+            if says not in seen:
+                kept.append(column)
+            seen.add(says)
+        return kept
+
+    def _rank(self, column: Column) -> int:
+        """Options first; then what was set on its own; then what another option brings along; then what only some runs have."""
+        group = column.name.split(".")[0]
+        if column.name in OPTION_GROUPS:
+            return 0
+        if group in ("metrics", "callbacks"):
+            return 4
+        if any(row.get(column.name) is None for row in self.comparison.rows):
+            return 3
+        return 2 if any(c.name == group for c in self.comparison.columns) else 1
+
+    def _fits(self, columns: Sequence[Column]) -> bool:
+        return self.width is None or sum(self._width(c) for c in columns) + 2 * (len(columns) - 1) <= self.width
+
+    def _width(self, column: Column) -> int:
+        return max(map(cell_len, [*self._heading_lines(column), *(self._text(column, row) for row in self.comparison.rows)]))
+
+    # -- texts ---------------------------------------------------------------------------------------------------------
+    def _heading_lines(self, column: Column) -> list[str]:
+        """``optimizer.lr`` in two lines: values are short, names of parameters are not."""
+        heading = _heading(self.comparison, column)
+        return [part for part in re.split(r"(?<=\.)", heading) if part] if column.kind == "param" and self.width is not None else [heading]
+
+    def _text(self, column: Column, row: Mapping[str, Any]) -> str:
+        text = _cell(column, row.get(column.name))
+        if column.name == "name":
+            return self.names.get(text, text)
+        return text if self.width is None or len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+
+    def _padded(self, column: Column, text: str, width: int) -> str:
+        gap = " " * (width - cell_len(text))
+        return gap + text if column.kind in ("metric", "seconds", "count") else text + gap
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of names that tell them apart, of two words or more: ``focal-digits-s3-brave-owl`` -> ``…brave-owl``. Commands take them."""
+    short = {}
+    for name in names:
+        words = name.split("-")
+        ends = ("-".join(words[-n:]) for n in range(2, len(words)))
+        end = next((end for end in ends if not any(other != name and f"-{other}".endswith(f"-{end}") for other in names)), name)
+        short[name] = f"…{end}" if len(end) + 1 < len(name) else name
+    return short
 
 
 def _heading(comparison: Comparison, column: Column) -> str:

@@ -70,7 +70,7 @@ COMMANDS = {
         {"--metric": "metric", "--group-by": "groups", "--filter": "text", "--limit": "text", **JSON, "--csv": "", "--markdown": ""},
     ),
     "ui": Command("MLflow's UI on this directory's store", (), {"--port": "text"}),
-    "sync": Command("send what a run kept while the tracking server was away", ("run",), {}),
+    "sync": Command("send what runs kept while the tracking server was away", ("run...",), {"--uri": "text"}),
     "doctor": Command("versions, devices, store, what is wrong and how to mend it", (), JSON),
     "init": Command("start a project of your own", ("text",), {}),
     "completion": Command("print the completion script", ("shell",), {}),

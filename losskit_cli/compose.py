@@ -20,6 +20,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from components.validation import did_you_mean
 from losskit_cli.catalogue import LIST_GROUPS, Catalogue
@@ -62,7 +63,8 @@ class Composed:
         try:
             container = OmegaConf.to_container(self.config, resolve=True)
         except OmegaConfBaseException as error:
-            raise UsageError(f"the config does not resolve: {error.msg or error}".splitlines()[0]) from error
+            where = error.full_key or "the config"
+            raise UsageError(f"{where} does not resolve: {error.msg or error}".splitlines()[0]) from error
         assert isinstance(container, dict)
         return {str(k): v for k, v in container.items()}
 
@@ -114,6 +116,8 @@ class Composer:
                 given = self._with_key_added(given, key)
             except (HydraException, OmegaConfBaseException) as error:
                 raise UsageError(_first_lines(error)) from error
+            except YAMLError as error:
+                raise UsageError(_where_in_yaml(error)) from error
         raise UsageError(f"these overrides cannot be composed: {' '.join(given)}")
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
@@ -160,8 +164,8 @@ class Composer:
         for override in parsed:
             key, value = override.key_or_group, override.value()
             if key in TEMPLATE_NAMES and key not in groups:
-                name = TEMPLATE_NAMES[key]
-                raise UsageError(f"losskit has no {key!r}: it calls that {name!r}" + (f" (losskit list {name})" if name in groups else ""))
+                ours = TEMPLATE_NAMES[key]
+                raise UsageError(f"losskit has no {key!r}: it calls that {ours!r}" + (f" (losskit list {ours})" if ours in groups else ""))
             if key not in groups or override.is_delete() or override.is_sweep_override():
                 continue
             names = self.catalogue.option_names(key)
@@ -176,8 +180,8 @@ class Composer:
 
     def _with_key_added(self, overrides: list[str], key: str) -> list[str]:
         """Put ``+`` before the override of ``key`` if the component that it configures has such a parameter; else say what is near."""
-        at = next(i for i, text in enumerate(overrides) if text.split("=", 1)[0].lstrip("+~").split("@")[0] == key)
-        rest = self._compose([o for i, o in enumerate(overrides) if i != at and not o.startswith(f"{key}.")]).config
+        at = next(i for i, text in enumerate(overrides) if _key_of(text) == key)
+        rest = self._composed_without(overrides, key)
         parent_key, _, name = key.rpartition(".")
         parent = OmegaConf.select(rest, parent_key) if parent_key else rest
         known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
@@ -193,6 +197,17 @@ class Composer:
             parent_key, _, name = parent_key.rpartition(".")
         names = [str(k) for k in (OmegaConf.select(rest, parent_key) if parent_key else rest)]
         raise UsageError(f"there is no {key!r}{did_you_mean(name, names)} ({parent_key or 'the config'} has: {', '.join(sorted(names))})")
+
+    def _composed_without(self, overrides: list[str], key: str) -> DictConfig:
+        """The config without the override of ``key``, nor those of other keys that are not there."""
+        rest = [text for text in overrides if _key_of(text) != key and not _key_of(text).startswith(f"{key}.")]
+        try:
+            return self._compose(rest).config
+        except ConfigCompositionException as error:
+            other = _key_that_is_not_there(error)
+            if other is None or len(rest) == len(overrides):
+                raise
+            return self._composed_without(rest, other)
 
     def _missing_config(self, error: MissingConfigException) -> str:
         missing = str(error.missing_cfg_file or "")
@@ -285,6 +300,10 @@ def _leaf_keys(node: Any, prefix: str = "") -> Iterable[str]:
         yield prefix
 
 
+def _key_of(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
 def _key_that_is_not_there(error: BaseException) -> str | None:
     match = re.search(r"Could not override '([^']+)'", str(error))
     return match.group(1) if match else None
@@ -303,6 +322,15 @@ def _first_lines(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.msg and "Error merging override" in " ".join(kept):
         kept.append(str(cause.msg).splitlines()[0])
     return " ".join(kept) or type(error).__name__
+
+
+def _where_in_yaml(error: YAMLError) -> str:
+    """``conf/loss/mine.yaml:3: did not find expected ',' or ']'``."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    path = Path(mark.name)
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{mark.line + 1}: {problem or error}"
 
 
 def _shown(value: Any) -> str:

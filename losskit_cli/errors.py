@@ -19,7 +19,7 @@ class RunError(LosskitError):
     """The run was started and failed."""
 
 
-def said_by(error: BaseException) -> str:
+def said_by(error: BaseException, hint: str = " (--traceback shows where)") -> str:
     """An exception of somebody else's code in one line, and how to see where it came from."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return f"{type(error).__name__}{': ' if text else ''}{text} (--traceback shows where)"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{hint}"

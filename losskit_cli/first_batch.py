@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from components.data.base import Batch, BatchLoader
 from components.tasks.base import clone, detached
 from losskit_cli.build import Experiment, user_errors
 from losskit_cli.errors import UsageError
+
+MODULE_INTERNALS = frozenset(vars(nn.Module()))
 
 
 @dataclass
@@ -62,17 +66,31 @@ def first_batch(experiment: Experiment, choices: Mapping[str, Any]) -> FirstBatc
 
 @contextmanager
 def leaving_no_trace(module: nn.Module) -> Iterator[None]:
-    """What runs in here changes neither buffers nor the random state, so that training afterwards is the same to the bit; nothing is compiled."""
-    saved = [(m, {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in m._buffers.items()}) for m in module.modules()]
+    """What runs in here leaves buffers, counters and the random state as they were, so that training afterwards is the same to the bit; nothing is compiled."""
+    saved = [(inner, _buffers_of(inner), _attributes_of(inner)) for inner in module.modules() if inner is not module]
     try:
         with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for owner, buffers in saved:
-            for name, (buffer, value) in buffers.items():
+        for owner, buffers, attributes in saved:
+            for buffer, value in buffers.values():
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
+            for name, (buffer, _) in buffers.items():
                 owner._buffers[name] = buffer
+            for name, value in attributes.items():
+                object.__setattr__(owner, name, value)  # past nn.Module's own, which would register a module that was hidden from it
+
+
+def _buffers_of(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """A module's own buffers, each with a copy."""
+    return {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in module._buffers.items()}
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own plain attributes: counters, lists."""
+    own = {name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS}
+    return {name: copy.copy(value) if isinstance(value, list | dict | set | deque) else value for name, value in own.items()}
 
 
 def component_at_fault(error: BaseException) -> str | None:

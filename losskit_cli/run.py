@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import pickle
+import sys
 import time
 import traceback
 import warnings
@@ -21,11 +22,11 @@ from torch import nn
 from components.callbacks import TrainingInterrupted, is_intact, newest_intact
 from components.callbacks.checkpoints import BEST, LAST, DamagedCheckpointError, checkpoints_of
 from components.tasks.base import NonFiniteLossError
-from losskit_cli import ranks
 from losskit_cli.build import Builder, Experiment, user_errors
 from losskit_cli.errors import LosskitError, RunError, UsageError, said_by
 from losskit_cli.first_batch import component_at_fault, first_batch, leaving_no_trace
 from losskit_cli.progress import ProgressBar
+from losskit_cli.ranks import BLAME_SECONDS, Ranks, is_about_ranks, leave, one_device, own_rank
 from losskit_cli.rundir import CHECKPOINTS, RunSpec
 from losskit_cli.session import Tracking
 
@@ -58,7 +59,14 @@ class Interrupted(LosskitError):
 
 
 def execute(
-    spec: RunSpec, run_dir: Path, tracking: Tracking, *, resume: bool = False, console: Console, load_model: Callable[[str], nn.Module] | None = None
+    spec: RunSpec,
+    run_dir: Path,
+    tracking: Tracking,
+    *,
+    resume: bool = False,
+    console: Console,
+    load_model: Callable[[str], nn.Module] | None = None,
+    ranks: Ranks | None = None,
 ) -> Summary:
     """Run ``spec`` in ``run_dir``.
 
@@ -69,6 +77,7 @@ def execute(
         resume: go on from the newest intact checkpoint of ``run_dir``.
         console: where progress and notes go.
         load_model: see :class:`~losskit_cli.build.Builder`.
+        ranks: the run's further processes, started already so that they import torch at the same time; ``None``: start them here.
 
     Raises:
         UsageError: the experiment cannot be built; nothing was recorded.
@@ -77,31 +86,42 @@ def execute(
     """
     quiet_libraries()
     began = time.monotonic()
-    workers = ranks.launch(spec.config["trainer"], run_dir, resume)
+    ranks = ranks or Ranks.start(spec.config["trainer"], run_dir, resume=resume)
     try:
-        notes: list[str] = []
+        ranks.join()
+        notes = _nothing_trained(spec.config)
         checkpoint = _checkpoint_to_resume(run_dir, notes) if resume else None
         experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model)
     except BaseException:
-        workers.kill()
+        ranks.close()
         tracking.abandon()
         raise
-    tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
     status = "FINISHED"
     error: LosskitError | None = None
     metrics: dict[str, float] = {}
+
+    def give_up(reason: str) -> None:
+        """The last resort, in another thread: the training thread waits for a rank that is gone, and will not wake up."""
+        error = _lost(reason, run_dir, spec.name)
+        tracking.end("FAILED", error=str(error))
+        sys.stderr.write(f"Error: {error}\n")
+
     try:
-        metrics = _fit_and_test(experiment, run_dir, checkpoint)
-        workers.wait()
+        tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
+        with ranks.watched(give_up):
+            ranks.meet()
+            metrics = _fit_and_test(experiment, run_dir, checkpoint)
+        leave()
+        notes += filter(None, [ranks.wait()])
     except TrainingInterrupted as interruption:
         status = "KILLED"
         error = Interrupted(f"{interruption}; a checkpoint is saved. Go on with: losskit resume {spec.name}", interruption.signum)
     except KeyboardInterrupt:
         status, error = "KILLED", Interrupted(f"stopped. Go on with: losskit resume {spec.name}", 2)
     except Exception as failure:  # noqa: BLE001  whatever a component raises, the run must end as FAILED with its reason
-        status, error = "FAILED", _explained(failure, run_dir, spec.name)
+        status, error = "FAILED", _explained(failure, run_dir, spec.name, ranks)
     finally:
-        workers.kill()
+        ranks.close()
     steps = experiment.trainer.global_step
     outcome = tracking.end(status, error=str(error) if error else None)
     notes += outcome.notes
@@ -137,10 +157,14 @@ def dry_run(spec: RunSpec, load_model: Callable[[str], nn.Module] | None = None)
 
 
 def restored(spec: RunSpec, checkpoint: Path, *, load_data: bool, load_model: Callable[[str], nn.Module] | None = None) -> Experiment:
-    """The experiment of ``spec`` with the weights and the fitted data state of ``checkpoint``."""
+    """The experiment of ``spec`` with the weights and the fitted data state of ``checkpoint``, in this process alone.
+
+    Without data nothing is left for the trainer to do, so the run's accelerator need not be on this machine.
+    """
     quiet_libraries()
     state = read_checkpoint(checkpoint)
-    experiment = Builder(spec.config, spec.choices, load_model).experiment(checkpoint=state, load_data=load_data)
+    trainer = one_device(spec.config["trainer"], **({} if load_data else {"accelerator": "cpu", "devices": 1}))
+    experiment = Builder({**spec.config, "trainer": trainer}, spec.choices, load_model).experiment(checkpoint=state, load_data=load_data)
     check_fits(experiment, state, checkpoint)
     experiment.task.load_state_dict(state["state_dict"])
     return experiment
@@ -204,6 +228,9 @@ def _built(
     experiment = builder.experiment(run_dir=str(run_dir), loggers=tracking.loggers(), checkpoint=state)
     if state is not None and checkpoint is not None:
         check_fits(experiment, state, checkpoint)
+        done, total = state.get("global_step", 0), experiment.facts["total_steps"]
+        if done > total:
+            raise UsageError(f"{spec.name} has done {done} steps already, and trainer.max_epochs and trainer.max_steps now allow {total}: allow more")
     elif spec.config["train"]:
         with leaving_no_trace(experiment.task):
             first_batch(experiment, spec.choices)
@@ -242,6 +269,11 @@ def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None
     return metrics
 
 
+def _nothing_trained(config: Mapping[str, Any]) -> list[str]:
+    untrained = not config["train"] and not config.get("ckpt_path")
+    return ["train=false without ckpt_path=…: these are the figures of the model as it was made"] if untrained else []
+
+
 def _test(experiment: Experiment) -> dict[str, float]:
     experiment.trainer.test(experiment.task, datamodule=experiment.data, verbose=False)
     return {k: v for k, v in _values(experiment.trainer.callback_metrics).items() if k.startswith("test/")}
@@ -251,10 +283,14 @@ def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in sorted(metrics.items())}
 
 
-def _explained(failure: Exception, run_dir: Path, name: str) -> RunError:
+def _explained(failure: Exception, run_dir: Path, name: str, ranks: Ranks) -> RunError:
     """A failure as one message; the traceback goes to ``error.txt``."""
+    file = run_dir / (f"error-rank{own_rank()}.txt" if own_rank() else "error.txt")
     with suppress(OSError):  # the disk may be what failed
-        (run_dir / "error.txt").write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+        file.write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+    lost = ranks.failure(BLAME_SECONDS) if is_about_ranks(failure) else None
+    if lost is not None:
+        return _lost(lost, run_dir, name)
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(failure, RuntimeError) and "No space left on device" in str(failure)):
         error = RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume {name}")
@@ -262,10 +298,14 @@ def _explained(failure: Exception, run_dir: Path, name: str) -> RunError:
         told = isinstance(failure, NonFiniteLossError | LosskitError | ValueError)
         at_fault = component_at_fault(failure)
         message = f"{at_fault}: " if at_fault else ""
-        message += str(failure) if told else said_by(failure)
-        error = RunError(f"{message} (the traceback is in {run_dir / 'error.txt'})")
+        message += str(failure) if told else said_by(failure, hint="")
+        error = RunError(f"{message} (the traceback is in {file})")
     error.__cause__ = failure
     return error
+
+
+def _lost(reason: str, run_dir: Path, name: str) -> RunError:
+    return RunError(f"{reason}. Go on with: losskit resume {name}" if (run_dir / CHECKPOINTS / LAST).exists() else reason)
 
 
 def _existing(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from losskit_cli.errors import UsageError
 
 SPEC = "run_spec.json"
 CHECKPOINTS = "checkpoints"
+STAMP = len("14-05-09-")  # what a run directory's name begins with, before the run's
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class RunSpec:
     def save(self, run_dir: Path) -> None:
         from losskit_cli.compose import to_yaml
 
-        (run_dir / SPEC).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        (run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        (run_dir / "overrides.txt").write_text("".join(f"{o}\n" for o in self.overrides), encoding="utf-8")
+        replace_text(run_dir / SPEC, json.dumps(asdict(self), indent=1))
+        replace_text(run_dir / "config.yaml", to_yaml(self.config))
+        replace_text(run_dir / "overrides.txt", "".join(f"{o}\n" for o in self.overrides))
 
     @classmethod
     def load(cls, run_dir: Path) -> RunSpec:
@@ -53,6 +55,16 @@ class RunSpec:
 
     def with_config(self, config: Mapping[str, Any]) -> RunSpec:
         return RunSpec(**{**asdict(self), "config": dict(config)})
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all: what was there survives a kill or a full disk."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_run_dir(root: Path, name: str) -> Path:

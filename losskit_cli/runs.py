@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from losskit_cli.errors import UsageError
-from losskit_cli.rundir import SPEC
+from components.validation import did_you_mean
+from losskit_cli.errors import LosskitError, UsageError
+from losskit_cli.rundir import SPEC, STAMP
 from losskit_cli.tracking.process import training
+from losskit_cli.tracking.settings import STORE_FILE
 from losskit_cli.tracking.store import Store
 
 
@@ -37,14 +40,26 @@ def find_run(run: str | None, output_dir: str = "outputs") -> FoundRun:
         return FoundRun(Path(run).name, Path(run).absolute())
     try:
         info = Store.open().find(run)
-    except UsageError as error:
-        below = [p.parent for p in Path(output_dir).glob(f"*/*{run}/{SPEC}")]  # a run without tracking, or one that MLflow has not got yet
-        if len(below) != 1:
-            raise error from None
-        return FoundRun(run, below[0].absolute())
+    except LosskitError as error:
+        return _below(Path(output_dir), run, error)
     if info.run_dir is None or not (Path(info.run_dir) / SPEC).is_file():
         raise UsageError(f"run {info.name} is in the store, but its directory {info.run_dir or '(none recorded)'} is not on this machine")
     return FoundRun(info.name, Path(info.run_dir), info.status, info.run_id)
+
+
+def _below(root: Path, run: str, error: LosskitError) -> FoundRun:
+    """The run of that name below ``root``: one without tracking, or one that MLflow has not got or cannot be asked for; else ``error``."""
+    directories = [spec.parent.absolute() for spec in sorted(root.glob(f"*/*/{SPEC}"))]
+    matches = [d for d in directories if run in (d.name, d.name[STAMP:])]
+    if len(matches) == 1:
+        return FoundRun(matches[0].name[STAMP:], matches[0])
+    if matches:
+        raise UsageError(f"{run!r} names {len(matches)} runs: {', '.join(os.path.relpath(m) for m in matches[:6])}. Use the directory") from None
+    if directories and isinstance(error, UsageError) and not Path(STORE_FILE).exists():
+        names = list(dict.fromkeys(d.name[STAMP:] for d in reversed(directories)))
+        shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+        raise UsageError(f"there is no run {run!r}{did_you_mean(run, names)} (below {root}: {shown})") from None
+    raise error from None
 
 
 def _last(root: Path) -> FoundRun:
@@ -54,6 +69,6 @@ def _last(root: Path) -> FoundRun:
     run_dir = specs[-1].parent.absolute()
     try:
         infos = [info for info in Store.open().runs() if info.run_dir and Path(info.run_dir) == run_dir]
-    except UsageError:
+    except LosskitError:  # no store, or it cannot be asked
         infos = []
     return FoundRun(run_dir.name, run_dir, infos[0].status if infos else None, infos[0].run_id if infos else None)

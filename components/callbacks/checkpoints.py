@@ -199,7 +199,7 @@ class Checkpoints(Checkpoint):
         up = time.monotonic() - self._saved_time >= self.every_n_seconds
         if trainer.world_size == 1:
             return up
-        return trainer.global_step % trainer.log_every_n_steps == 0 and any_rank(up, trainer)  # type: ignore[attr-defined]
+        return trainer.global_step % trainer.log_every_n_steps == 0 and bool(largest_of_ranks([up], trainer)[0])  # type: ignore[attr-defined]
 
 
 def at_optimizer_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -211,13 +211,13 @@ def is_fast_dev_run(trainer: lightning.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def any_rank(flag: bool, trainer: lightning.Trainer) -> bool:
-    """Whether ``flag`` holds on some rank; all ranks must ask."""
+def largest_of_ranks(values: list[int], trainer: lightning.Trainer) -> list[int]:
+    """Each value's maximum over the ranks; all ranks must ask."""
     if trainer.world_size == 1:
-        return flag
-    value = torch.tensor(int(flag), device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())
+        return values
+    tensor = torch.tensor(values, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return [int(value) for value in tensor.tolist()]
 
 
 def checkpoints_of(callbacks: Iterable[Any]) -> Checkpoints | None:

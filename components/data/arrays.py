@@ -111,6 +111,7 @@ class ArrayData(DataModule):
         samples = self.read()
         require(len(samples.target) > 0, f"{type(self).__name__}: the source has no samples")
         check_target(samples)
+        check_inputs(samples)
         self.target_kind, self.class_names, self.known_classes = samples.target_kind, list(samples.class_names), list(samples.class_names)
         self.rows = self.hold_out(samples) if self.holdout_classes else self.split(samples)
         if not self._saved:
@@ -221,6 +222,14 @@ def class_index(wanted: int | str, names: Sequence[str]) -> int:
         return wanted
     require(wanted in names, f"holdout_classes: no class {wanted!r}{did_you_mean(wanted, names)}; the classes are {', '.join(names)}")
     return list(names).index(wanted)
+
+
+def check_inputs(samples: Samples) -> None:
+    """Raise if inputs that are a tensor hold NaN or infinities, by the number that the sample has in the source."""
+    if isinstance(samples.inputs, Tensor) and samples.inputs.is_floating_point():
+        broken = ~torch.isfinite(samples.inputs).flatten(1).all(1)
+        if bool(broken.any()):
+            raise ValueError(f"inputs have NaN or infinite values in {int(broken.sum())} samples, first in sample {int(broken.nonzero()[0, 0])}")
 
 
 def check_target(samples: Samples) -> None:

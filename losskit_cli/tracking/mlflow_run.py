@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from losskit_cli.importing import import_heavy
 from losskit_cli.tracking.journal import Record, disk_message
 from losskit_cli.tracking.settings import ARTIFACTS_DIR, location_of, sqlite_path, sqlite_uri, with_credentials
 from losskit_cli.tracking.state import RunFile
@@ -83,6 +84,7 @@ class MlflowRun:
         uri = with_credentials(self.run.tracking_uri)
         os.environ["MLFLOW_TRACKING_URI"] = uri
         try:
+            import_heavy("mlflow.store.tracking.sqlalchemy_store" if sqlite_path(uri) else "mlflow")
             from mlflow import MlflowClient
         except ImportError as error:
             raise LostError(f"MLflow cannot be imported: {error}") from error

@@ -137,7 +137,7 @@ class Store(ABC):
         """What an artifact holds."""
 
     def find(self, reference: str) -> RunInfo:
-        """The run whose id is ``reference`` or begins with it, or that is called so.
+        """The run whose id is ``reference`` or begins with it, or whose name it is, or ends with (``brave-owl``).
 
         Raises:
             UsageError: none (with the nearest names), or several.
@@ -147,6 +147,7 @@ class Store(ABC):
             raise UsageError(f"there are no runs in {self.uri} yet: `losskit train` makes one")
         matches = [run_id for run_id, name in names if run_id == reference]
         matches = matches or [run_id for run_id, name in names if name == reference]
+        matches = matches or [run_id for run_id, name in names if name.endswith(f"-{reference.removeprefix('…')}")]
         if not matches and re.fullmatch(r"[0-9a-f]+", reference):
             matches = [run_id for run_id, _ in names if run_id.startswith(reference)]
         if len(matches) == 1:

@@ -9,7 +9,6 @@ MLP 64-128-128-10, SGD with momentum, batch 64, 20 epochs, validation every epoc
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from stopwatch import Stopwatch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -61,24 +61,6 @@ class Net(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Stopwatch(L.Callback):
-    """Training time without validation."""
-
-    def __init__(self) -> None:
-        self.seconds, self.steps, self._since = 0.0, 0, 0.0
-
-    def on_train_epoch_start(self, *args: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.steps += 1
-
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._since:
-            self.seconds += time.perf_counter() - self._since
-            self._since = 0.0
-
-
 def loaders(batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any]]:
     digits = load_digits()
     x = torch.tensor(digits.data, dtype=torch.float32) / 16
@@ -103,7 +85,7 @@ def main(config: DictConfig) -> None:
     )  # fmt: skip
     trainer.fit(net, train, val)
     metrics = trainer.test(net, test, ckpt_path="best", verbose=False)[0]
-    print(json.dumps({"steps_per_s": watch.steps / watch.seconds, "steps": watch.steps, "metrics": metrics}))
+    print(json.dumps(watch.times() | {"metrics": metrics}))
 
 
 if __name__ == "__main__":
