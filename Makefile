@@ -16,7 +16,7 @@ imports:        ## losskit_cli -> sweeps -> components, and nothing the other wa
 	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
 unit:           ## the tests, on two processes
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 
 test: lint types imports unit  ## everything that CI checks
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from components.validation import did_you_mean
 
@@ -110,15 +111,24 @@ def gather_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gather(tensor: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_gather  # differentiable, unlike torch.distributed's own
+    return _GatherWithGradient.apply(tensor) if torch.is_grad_enabled() else gather_rows(tensor)
 
-    if not torch.is_grad_enabled():
-        return gather_rows(tensor)
-    if tensor.is_floating_point():
-        return torch.cat(all_gather(tensor.contiguous()))
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Equally many rows of each rank, rank after rank. Backward: of the sum of the ranks' gradients, each its own rows."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

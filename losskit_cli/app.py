@@ -28,7 +28,7 @@ ConfigDir = Annotated[list[Path] | None, typer.Option("-cd", "--config-dir", hel
 ConfigName = Annotated[str, typer.Option("-cn", "--config-name", help="The primary config.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its unique beginning, its name, or its directory.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its beginning, its name or its end (brave-owl), or its directory.")]
 
 
 @app.command()
@@ -110,7 +110,13 @@ def show(
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """Explain one option: what it is, formula, parameters, what it needs, which tasks offer that, source."""
+    """Explain one option: formula, parameters, needs, source.
+
+    \b
+    losskit show loss=focal
+    losskit show schedule wsd
+    losskit show task=classification --json
+    """
     from losskit_cli.listing import run_show
 
     run_show(option, config_dirs=config_dir or [], json=json)
@@ -137,17 +143,21 @@ def plot(
 
 @app.command()
 def resume(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, its unique beginning, its name, or its directory.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id or its beginning, its name or its end (brave-owl), or its directory.")] = None,
     overrides: Overrides = None,
     last: Annotated[bool, typer.Option("--last", help="The run that was started last.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a stopped run, in the same MLflow run, from its last whole checkpoint.
+    """Go on with a stopped run from its last whole checkpoint.
+
+    It stays the same MLflow run. A finished run goes on with trainer.max_epochs=… or trainer.max_steps=…; other overrides than trainer.…,
+    callbacks.… and tracking.… would make another experiment: see rerun.
 
     \b
     losskit resume --last
-    losskit resume focal-digits-s3-brave-owl trainer.max_epochs=30
+    losskit resume focal-digits-s3-brave-owl
+    losskit resume brave-owl trainer.max_epochs=30
     """
     from losskit_cli.commands import resume as command
 
@@ -162,11 +172,14 @@ def rerun(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run again from what a run saved, with overrides on top; shows what differs.
+    """Run again from what a run saved, with changes; shows them.
+
+    What is not overridden is as it was saved, also where the config tree has changed since (which is said).
 
     \b
     losskit rerun focal-digits-s3-brave-owl
-    losskit rerun 3f2a loss.gamma=1 seed=4
+    losskit rerun brave-owl loss.gamma=1 seed=4
+    losskit rerun 3f2a loss=poly1 --dry-run
     """
     from losskit_cli.commands import rerun as command
 
@@ -175,7 +188,12 @@ def rerun(
 
 @app.command()
 def diff(run: Run, other: Annotated[str, typer.Argument(metavar="RUN", help="The other run.")], json: Json = False) -> None:
-    """What differs between two runs: config, code, packages, data, metrics."""
+    """What differs between two runs: config, code, data, metrics.
+
+    \b
+    losskit diff brave-owl calm-fox
+    losskit diff 3f2a 91c0 --json
+    """
     from losskit_cli.diff import run_diff
 
     run_diff(run, other, json=json)
@@ -189,11 +207,14 @@ def eval_(
     split: Annotated[str, typer.Option("--split", help="test, val, train or all: which samples.")] = "test",
     json: Json = False,
 ) -> None:
-    """Test a finished run's weights, on its own test split or on other data.
+    """Test a run's weights, on its own test split or on other data.
+
+    Other data is prepared with what was fitted in training (scales, categories, class numbers).
 
     \b
     losskit eval focal-digits-s3-brave-owl
-    losskit eval 3f2a data.label_noise=0 --json
+    losskit eval brave-owl --split val --checkpoint last
+    losskit eval brave-owl data.path=next_month.csv --split all --json
     """
     from losskit_cli.commands import evaluate
 
@@ -203,12 +224,24 @@ def eval_(
 @app.command()
 def predict(
     run: Run,
-    input: Annotated[Path, typer.Option("--input", "-i", help="New data, of the kind that the run was trained on (CSV, Parquet, NPZ, image folder).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: .csv, .parquet or .json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: .csv, .parquet, .json or .npz.")],
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help="New data of the kind that the run was trained on (CSV, Parquet, NPZ, image folder); default: its test split."),
+    ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best, last or a file.")] = "best",
     json: Json = False,
 ) -> None:
-    """Predict new data with a finished run's weights."""
+    """Predict new data with a run's weights.
+
+    One row a sample, in the order of the input; classes by name, values in their own units. Without --input: the run's own test split, beside
+    its targets.
+
+    \b
+    losskit predict brave-owl --input new.csv --output predictions.csv
+    losskit predict brave-owl --input pictures/ --output predictions.parquet
+    losskit predict brave-owl --output test.csv
+    """
     from losskit_cli.commands import predict as command
 
     command(run, input=input, output=output, checkpoint=checkpoint, json=json)
@@ -226,9 +259,12 @@ def compare(
 ) -> None:
     """The runs of the store as a table, best first.
 
+    A terminal shows what differs and as much else as fits; a pipe, --csv and --json show more.
+
     \b
     losskit compare --metric test/acc
-    losskit compare --group-by loss,schedule --filter "params.seed < 3" --json
+    losskit compare --group-by loss,schedule --filter "params.seed < 3"
+    losskit compare --filter "status = FINISHED and params.data = digits" --csv
     """
     from losskit_cli.compare import run_compare
 
@@ -239,7 +275,12 @@ def compare(
 def ui(
     port: Annotated[int, typer.Option("--port", help="Where MLflow's UI listens on 127.0.0.1.")] = 5000,
 ) -> None:
-    """MLflow's UI on this directory's store."""
+    """MLflow's UI on this directory's store, on this machine only.
+
+    \b
+    losskit ui
+    losskit ui --port 5050
+    """
     from losskit_cli.compare import run_ui
 
     run_ui(port=port)
@@ -250,7 +291,13 @@ def sync(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Which; without any: every run that has something unsent.")] = None,
     uri: Annotated[str | None, typer.Option("--uri", help="The store to send to, for runs that are in none yet.")] = None,
 ) -> None:
-    """Send what runs kept while the tracking server was away."""
+    """Send what runs kept while the tracking server was away.
+
+    \b
+    losskit sync
+    losskit sync outputs/2026-01-31/14-05-09-focal-digits-s3-brave-owl
+    losskit sync --uri http://127.0.0.1:5000
+    """
     from losskit_cli.commands import sync as command
 
     command(runs or [], uri=uri)
@@ -258,7 +305,12 @@ def sync(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Versions, devices, store, what is wrong and how to mend it."""
+    """Versions, devices, store, what is wrong and how to mend it.
+
+    \b
+    losskit doctor
+    losskit doctor --json
+    """
     from losskit_cli.doctor import run_doctor
 
     run_doctor(json=json)
@@ -266,7 +318,11 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def init(name: Annotated[str, typer.Argument(help="The project's name; a folder of that name is made.")]) -> None:
-    """Start a project of your own: one loss, its option file, a test, how to run it."""
+    """Start a project of your own: a loss, its option file, a test.
+
+    \b
+    losskit init my_project
+    """
     from losskit_cli.init_project import run_init
 
     run_init(name)
@@ -274,7 +330,13 @@ def init(name: Annotated[str, typer.Argument(help="The project's name; a folder 
 
 @app.command()
 def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")]) -> None:
-    """Print the completion script: eval "$(losskit completion bash)"."""
+    """Print the shell's completion script.
+
+    \b
+    eval "$(losskit completion bash)"           # in ~/.bashrc
+    eval "$(losskit completion zsh)"            # in ~/.zshrc
+    losskit completion fish | source            # in ~/.config/fish/config.fish
+    """
     from losskit_cli.completion import run_completion
 
     run_completion(shell)
@@ -282,7 +344,12 @@ def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")]) 
 
 @app.command()
 def version(json: Json = False) -> None:
-    """losskit's version."""
+    """Print losskit's version.
+
+    \b
+    losskit version
+    losskit version --json
+    """
     from importlib.metadata import version as of
 
     write_out(f'{{"losskit": "{of("losskit")}"}}' if json else f"losskit {of('losskit')}")

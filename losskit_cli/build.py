@@ -84,26 +84,28 @@ class Builder:
         task = self.task(data)
         trainer.callbacks.extend(self.callbacks(task, data, run_dir is not None))  # type: ignore[attr-defined]
         if config["trainer"].get("compile"):
-            task.model.compile()
+            task.compile_model()
         return Experiment(self.config, data, task, trainer, self.facts)
 
     # -- data and facts -------------------------------------------------------------------------------------------------
     def data(self, load: bool = True) -> DataModule:
         data: DataModule = self.make("data", self.config["data"])
-        state = (self.checkpoint or {}).get(type(data).__qualname__)
         with user_errors(self._named("data")):
+            state = fitted_state(self.checkpoint or {}, data)
             if state:
                 data.load_state_dict(state)
             if load or not state:
                 data.setup()
             self.facts.update(data.facts())
-        self.facts["batch_size"] = data.batch_size
         return data
 
     def _add_lengths(self, trainer: lightning.Trainer, data: DataModule) -> None:
         """Steps of an epoch and of the whole run, as the trainer's limits and devices make them."""
-        batches, rest = divmod(self.facts["num_samples"], data.batch_size * trainer.world_size)
+        self.facts["batch_size"] = data.batch_size * trainer.world_size
+        batches, rest = divmod(self.facts["num_samples"], self.facts["batch_size"])
         batches += 1 if rest and not data.drop_last else 0
+        if not batches:
+            raise UsageError(f"data.drop_last=true leaves nothing of {self.facts['num_samples']} samples: a batch of all devices is {self.facts['batch_size']}")
         limit = trainer.limit_train_batches
         batches = min(batches, int(limit)) if isinstance(limit, int) else max(1, int(batches * limit))
         overfit = self.config["trainer"]["overfit_batches"]
@@ -246,6 +248,10 @@ class Builder:
         options = {k: v for k, v in self.config["trainer"].items() if k not in TRAINER_OWN_KEYS}
         options = checked_arguments("trainer", lightning.Trainer, options)
         _check_trainer_options(options)
+        if not isinstance(self.config["trainer"].get("compile", False), bool):
+            raise UsageError(f"trainer.compile={self.config['trainer']['compile']}: it takes true or false")
+        if options.get("devices") in (-1, "-1"):  # Lightning takes it for GPUs alone
+            options["devices"] = "auto"
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
         asked = " ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision") if name in options)
         with user_errors(asked):
@@ -369,6 +375,24 @@ class user_errors:
         told |= isinstance(error, TypeError) and re.search(r"missing \d+ required|unexpected keyword|multiple values for", str(error)) is not None
         message = str(error) if told else said_by(error)
         raise UsageError(message if message.startswith(self.key) else f"{self.key}: {message}") from error
+
+
+def fitted_state(checkpoint: Mapping[str, Any], data: DataModule) -> dict[str, Any] | None:
+    """What the checkpoint's data module fitted on its training split; of another class too, if it prepares inputs in the same way (CSV, Parquet).
+
+    Raises:
+        ValueError: it prepares them in another way, so that ``data`` would feed the model what it was never trained on.
+    """
+    own: dict[str, Any] | None = checkpoint.get(type(data).__qualname__)
+    encoder = getattr(data, "encoder", None)
+    if own is not None or encoder is None:
+        return own
+    saved = {name: state for name, state in checkpoint.items() if isinstance(state, dict) and isinstance(state.get("encoder"), dict)}
+    for name, state in saved.items():
+        if state["encoder"].keys() != encoder.state_dict().keys():
+            raise ValueError(f"{type(data).__name__} prepares its inputs otherwise than {name}, which the run was trained on")
+        return state
+    return None
 
 
 def _without_hydra_keys(node: Config) -> dict[str, Any]:

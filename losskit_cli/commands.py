@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,11 @@ from losskit_cli.compare import Column, Comparison, show_seconds, terminal_width
 from losskit_cli.compose import Composed, Composer, to_yaml
 from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.importing import import_heavy
-from losskit_cli.merging import described
+from losskit_cli.merging import described, differences, flat
 from losskit_cli.names import run_name
 from losskit_cli.overlay import Overlay, overlay
 from losskit_cli.ranks import Ranks
-from losskit_cli.rundir import CHECKPOINTS, RunSpec, make_run_dir
+from losskit_cli.rundir import CHECKPOINTS, RunSpec, hold, make_run_dir
 from losskit_cli.runs import find_run
 
 Overrides = Sequence[str]
@@ -66,7 +67,7 @@ def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
     if spec.config["trainer"].get("fast_dev_run"):
         spec = spec.with_config({**spec.config, "tracking": {"enabled": False}})
     run_dir = make_run_dir(Path(spec.config["output_dir"]), spec.name)
-    tracking = Tracking.off()
+    alone, tracking = hold(run_dir, spec.name), Tracking.off()
     try:
         spec.save(run_dir)
         tracking = Tracking.start(run_dir, spec.config["tracking"])
@@ -84,6 +85,8 @@ def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
             tracking.abandon()
             remove_run_dir(run_dir)
         raise
+    finally:
+        alone.release()
 
 
 def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, quiet: bool) -> None:
@@ -98,13 +101,14 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
     if overrides:
         refuse_another_experiment(spec, overrides)
         spec = overlay(spec, overrides).spec
-    if found.status == "FINISHED" and not longer(saved.config, spec.config):
+    if found.status == "FINISHED" and not lengthened(saved.config, spec.config):
         raise UsageError(f"{spec.name} is finished. To train it longer: losskit resume {spec.name} trainer.max_epochs=… (or trainer.max_steps=…)")
     if found.is_running():
         raise UsageError(f"{spec.name} is still running")
+    alone = hold(found.run_dir, spec.name)
     from losskit_cli.session import Tracking
 
-    if longer(saved.config, spec.config) and spec.config.get("schedule"):
+    if lengthened(saved.config, spec.config) and spec.config.get("schedule"):
         note = f"schedule={spec.choices.get('schedule')} now spans the whole longer run: the learning rate goes on where that is at this step"
         _stderr(quiet).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     tracking = Tracking.off()
@@ -123,6 +127,8 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
         if overrides and not tracking.begun:  # what was asked for cannot be: the run stays what it was
             saved.save(found.run_dir)
         raise
+    finally:
+        alone.release()
     report(summary, json=json, quiet=quiet)
 
 
@@ -309,14 +315,13 @@ def _multirun(composer: Composer, overrides: Overrides, *, json: bool, quiet: bo
 
 
 def _print_outcomes(summaries: Sequence[tuple[Sequence[str], Any]]) -> None:
-    """One row a run of a multirun: its overrides, its name, its test metrics, as many as there is room for."""
-    names = list(dict.fromkeys(name for _, summary in summaries for name in summary.metrics if name.startswith("test/")))
-    rows = [
-        {"overrides": " ".join(job), "run": summary.run_name, **{n: summary.metrics.get(n) for n in names}, "duration": summary.duration_s}
-        for job, summary in summaries
-    ]
-    columns = [Column("overrides", "text"), Column("run", "text"), *(Column(n, "metric") for n in names), Column("duration", "seconds")]
-    _write(to_table(Comparison(columns, rows, None, "min", [], asked=True), terminal_width()).rstrip())
+    """One row a run of a multirun: what was varied, and the test metrics."""
+    varied = [dict(text.split("=", 1) for text in job if "=" in text) for job, _ in summaries]
+    keys = [key for key in dict.fromkeys(key for values in varied for key in values) if len({values.get(key) for values in varied}) > 1]
+    metrics = list(dict.fromkeys(name for _, summary in summaries for name in summary.metrics if name.startswith("test/")))
+    columns = [Column("name", "text"), *(Column(key, "param") for key in keys), *(Column(name, "metric") for name in metrics)]
+    rows = [{"name": summary.run_name, **values, **summary.metrics} for (_, summary), values in zip(summaries, varied, strict=True)]
+    _write(to_table(Comparison(columns, rows, None, "max", [], more="--json"), terminal_width()).rstrip())
 
 
 def refuse_another_experiment(spec: RunSpec, overrides: Overrides) -> None:
@@ -330,27 +335,39 @@ def refuse_another_experiment(spec: RunSpec, overrides: Overrides) -> None:
             )
 
 
-def longer(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a config trains longer than another."""
-    return any((after["trainer"].get(key) or 0) != (before["trainer"].get(key) or 0) for key in ("max_epochs", "max_steps"))
+def lengthened(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a config lets training go on for longer than another."""
+
+    def limit(config: Mapping[str, Any], key: str) -> float:
+        value = config["trainer"].get(key)
+        return value if isinstance(value, int) and value >= 0 else math.inf
+
+    return any(limit(after, key) > limit(before, key) for key in ("max_epochs", "max_steps"))
 
 
 def _tell_what_differs(saved: RunSpec, laid: Overlay, config: Mapping[str, Any], *, json: bool, out: Console) -> None:
     """What a new run does otherwise than the saved one, and where the config tree has moved on since."""
-    choices = dict(described(_texts(saved.choices), _texts(laid.spec.choices), str))
-    before = {key: value for key, value in saved.config.items() if key != "name" or config["name"] is not None}
-    after = {key: value for key, value in config.items() if key in before or key != "name"}
-    values = {key: text for key, text in described(before, after, as_text) if key.rpartition(".")[2] != "_target_"}
-    drift = {key: text for key, text in described(*laid.drift, as_text) if key.rpartition(".")[2] != "_target_"}
+    choices = (_texts(saved.choices), _texts(laid.spec.choices))
+    values = (_telling(saved.config, config), _telling(config, config))
+    drift = (_telling(laid.drift[0], config), _telling(laid.drift[1], config))
     if json:
-        left_out = [text for text, _ in laid.left_out]
-        _write(jsonlib.dumps({"run_name": saved.name, "choices": choices, "config": values, "drift": drift, "left_out": left_out}))
+        found: dict[str, Any] = {"run_name": saved.name, "left_out": [text for text, _ in laid.left_out]}
+        for name, pair in (("choices", choices), ("config", values), ("drift", drift)):
+            found[name] = {key: list(both) for key, both in differences(*pair).items()}
+        _write(jsonlib.dumps(found, ensure_ascii=False))
         return
-    lines = [(f"{key}: {text}", "") for key, text in [*choices.items(), *values.items()]]
+    lines = [(f"{key}: {text}", "") for pair, show in ((choices, str), (values, as_text)) for key, text in described(pair[0], pair[1], show)]
+    lines = lines or [(f"the same config as {saved.name}", "")]
     lines += [(f"left out: {text}, which was set for {choice}", "yellow") for text, choice in laid.left_out]
-    lines += [(f"kept as it was saved, though the config tree has changed: {key}: {text}", "yellow") for key, text in drift.items()]
-    for line, style in lines or [(f"the same config as {saved.name}", "")]:
+    lines += [(f"kept as it was saved, though the config tree has changed: {key}: {text}", "yellow") for key, text in described(drift[0], drift[1], as_text)]
+    for line, style in lines:
         out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _telling(config: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values less what the choices say already (classes), and the name, unless the new run is given one."""
+    kept = {key: value for key, value in flat(config).items() if key.rpartition(".")[2] != "_target_"}
+    return kept if new["name"] else {key: value for key, value in kept.items() if key != "name"}
 
 
 def _texts(choices: Mapping[str, Any]) -> dict[str, str]:

@@ -55,6 +55,7 @@ class Comparison:
         direction: ``"min"`` or ``"max"``.
         notes: what the reader should know: left-out runs, for instance.
         asked: whether the metrics were named by the user.
+        more: what shows the columns for which a terminal has no room.
     """
 
     columns: list[Column]
@@ -63,6 +64,7 @@ class Comparison:
     direction: str
     notes: list[str]
     asked: bool = False
+    more: str = "--json or --csv"
 
 
 def compare_runs(
@@ -357,7 +359,7 @@ class _Layout:
             if names:
                 more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
                 notes.append(f"{what}: {', '.join(names[:MAX_NAMED])}{more}")
-        return [*notes[:-1], f"{notes[-1]} (all of it: --json or --csv)"] if notes else []
+        return [*notes[:-1], f"{notes[-1]} (all of it: {self.comparison.more})"] if notes else []
 
     # -- choosing ------------------------------------------------------------------------------------------------------
     def _chosen(self) -> list[Column]:
@@ -386,7 +388,7 @@ class _Layout:
         names = [c for c in texts if c.name == "name"]
         if len({row["name"] for row in rows}) < len(rows):
             names = [c for c in texts if c.name == "id"] + names
-        status = [c for c in texts if c.name == "status" and (self.width is None or any(row["status"] != "FINISHED" for row in rows))]
+        status = [c for c in texts if c.name == "status" and (self.width is None or any(row[c.name] != "FINISHED" for row in rows))]
         first = [c for c in metrics if c.name == self.comparison.metric]
         others = [c for c in metrics if c not in first]
         seconds = [c for c in columns if c.kind == "seconds"]

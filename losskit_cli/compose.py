@@ -113,6 +113,8 @@ class Composer:
                 key = _key_that_is_not_there(error)
                 if key is None:
                     raise UsageError(_first_lines(error)) from error
+                if key not in map(_key_of, given):
+                    raise UsageError(self._wrong_default(error, key)) from error
                 given = self._with_key_added(given, key)
             except (HydraException, OmegaConfBaseException) as error:
                 raise UsageError(_first_lines(error)) from error
@@ -157,7 +159,7 @@ class Composer:
         try:
             return OverridesParser.create().parse_overrides(overrides)
         except OverrideParseException as error:
-            raise UsageError(f"cannot read the override {error.override!r}: {_first_lines(error)}") from error
+            raise UsageError(f"cannot read the override {error.override!r}: {_why_unreadable(str(error.override))}") from error
 
     def _check_groups(self, parsed: list[Override]) -> None:
         groups = self.catalogue.groups()
@@ -205,9 +207,17 @@ class Composer:
             return self._compose(rest).config
         except ConfigCompositionException as error:
             other = _key_that_is_not_there(error)
-            if other is None or len(rest) == len(overrides):
-                raise
+            if other is None or other not in map(_key_of, rest):
+                raise UsageError(self._wrong_default(error, other or key)) from error
             return self._composed_without(rest, other)
+
+    def _wrong_default(self, error: ConfigCompositionException, group: str) -> str:
+        """An option file that says ``override /group: …`` where it cannot."""
+        found = re.search(r"In '([^']+)'", str(error))
+        file = f"{found.group(1)}.yaml" if found else "an option file"
+        if not self.catalogue.is_group(group):
+            return f"{file} overrides {group!r}, which is no group{did_you_mean(group, self.catalogue.groups())}"
+        return f"{file} overrides {group!r}, which only options of groups further down in the primary config can: task, data, experiment, debug"
 
     def _missing_config(self, error: MissingConfigException) -> str:
         missing = str(error.missing_cfg_file or "")
@@ -322,6 +332,16 @@ def _first_lines(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.msg and "Error merging override" in " ".join(kept):
         kept.append(str(cause.msg).splitlines()[0])
     return " ".join(kept) or type(error).__name__
+
+
+def _why_unreadable(override: str) -> str:
+    """What is wrong with an override that Hydra's grammar does not take."""
+    key, _, value = override.partition("=")
+    if any(value.count(opening) != value.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return "a bracket is not closed"
+    if value.count("'") % 2 or value.count('"') % 2:
+        return "a quote is not closed"
+    return f"a value with special characters goes into quotes, and those into the shell's: '{key}=\"{value}\"'"
 
 
 def _where_in_yaml(error: YAMLError) -> str:

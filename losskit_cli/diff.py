@@ -88,9 +88,12 @@ def _config(first: RunInfo, second: RunInfo) -> dict[str, list[str | None]]:
     kept = []
     for run in (first, second):
         options = {group: option for group in OPTION_GROUPS if (option := run.option(group)) is not None}
-        params = {k: v for k, v in run.params.items() if k not in HIDDEN_PARAMS and k.split(".")[0] not in HIDDEN_GROUPS}
-        kept.append(params | options)
-    return _differences(*kept)
+        kept.append(options | {k: v for k, v in run.params.items() if k not in options and k not in HIDDEN_PARAMS and k.split(".")[0] not in HIDDEN_GROUPS})
+    found = _differences(*kept)
+    # options first; a class is not told where the option that brings it is, nor an empty group where the other run chose something
+    chosen = {key: found[key] for key in OPTION_GROUPS if key in found}
+    chosen = {key: [None if value == "{}" else value for value in values] for key, values in chosen.items()}
+    return chosen | {k: v for k, v in found.items() if k not in chosen and not (k.endswith("._target_") and k.split(".")[0] in chosen)}
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def first_batch(experiment: Experiment, choices: Mapping[str, Any]) -> FirstBatc
     for name, metric in task.metrics_of("val").items():
         if isinstance(metric, Bound) and set(metric.arguments.values()) <= set(quantities):
             with user_errors(f"metrics.{name} does not go with {kind} and {data}"), torch.no_grad():
-                clone(metric).module.update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
+                cast(Any, clone(metric).module).update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
     return FirstBatch(batch, total, parts)
 
 

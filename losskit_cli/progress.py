@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+WIDE = 100  # characters of a line from which on there is room for more than the values
 
 
 class ProgressBar(lightning.Callback):
@@ -31,17 +35,11 @@ class ProgressBar(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            auto_refresh=False,
-        )
+        wide = self.console.width >= WIDE
+        columns: list[ProgressColumn] = [TextColumn("training")] if wide else []
+        columns += [BarColumn(bar_width=24 if wide else 10), MofNCompleteColumn(), TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True))]
+        columns += [TimeElapsedColumn()] if wide else []
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, auto_refresh=False)
         self._started = (time.monotonic(), trainer.global_step)
         self._bar = self._progress.add_task("training", total=self.total_steps, completed=trainer.global_step, values="")
         self._progress.start()
@@ -55,9 +53,15 @@ class ProgressBar(lightning.Callback):
         step = trainer.global_step
         rate = (step - first_step) / max(now - began, 1e-9)
         metrics = trainer.callback_metrics
-        shown = [f"{name} {float(metrics[name]):.4f}" for name in dict.fromkeys(("train/loss", self.monitor, "val/acc")) if name in metrics]
-        self._progress.update(self._bar, completed=step, values="  ".join([*shown, f"{rate:.0f} steps/s"]))
+        values = [f"{name} {float(metrics[name]):.4f}" for name in dict.fromkeys(("train/loss", self.monitor, "val/acc")) if name in metrics]
+        speed = f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.1f} steps/s"
+        self._progress.update(self._bar, completed=step, values=fitting([*values[:2], speed, *values[2:]], self._room()))
         self._progress.refresh()
+
+    def _room(self) -> int:
+        """Characters left for values beside the bar, the count and the times."""
+        taken = 2 * len(str(self.total_steps)) + (8 + 24 + 7 + 7 + 6 if self.console.width >= WIDE else 10 + 7 + 4)
+        return self.console.width - taken
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()
@@ -69,3 +73,16 @@ class ProgressBar(lightning.Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def fitting(values: Sequence[str], room: int) -> str:
+    """As many of the values as there is room for, the first ones before the others.
+
+    >>> fitting(["train/loss 0.5000", "val/loss 0.6000", "90 steps/s"], 36)
+    'train/loss 0.5000  val/loss 0.6000'
+    """
+    shown: list[str] = []
+    for value in values:
+        if len("  ".join([*shown, value])) <= room:
+            shown.append(value)
+    return "  ".join(shown)

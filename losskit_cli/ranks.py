@@ -42,11 +42,12 @@ class Ranks:
     Args:
         run_dir: the run's directory; each rank logs to ``rank1.log`` … in it.
         processes: ranks 1, 2, …
+        grouped: there is a process group, if of this process alone (a strategy for several, on one device).
         shares_cpu: the ranks compute on the same processor cores.
     """
 
-    def __init__(self, run_dir: Path, processes: list[subprocess.Popen[bytes]] | None = None, *, shares_cpu: bool = False) -> None:
-        self.run_dir, self.processes, self.shares_cpu = run_dir, processes or [], shares_cpu
+    def __init__(self, run_dir: Path, processes: list[subprocess.Popen[bytes]] | None = None, *, grouped: bool = False, shares_cpu: bool = False) -> None:
+        self.run_dir, self.processes, self.grouped, self.shares_cpu = run_dir, processes or [], grouped, shares_cpu
         self._store: Any = None
         self._environment: dict[str, str | None] = {}  # what was there before
         self._threads: int | None = None
@@ -56,8 +57,10 @@ class Ranks:
         """Start ranks 1, 2, … of a run on several devices of this machine; one device: none.
 
         Raises:
-            UsageError: several machines, or a strategy that would start processes itself.
+            UsageError: several machines, a strategy that would start processes itself, or a launcher that has started several of this one.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+            raise UsageError("a launcher has started several of these (LOCAL_RANK is set), but losskit starts its ranks itself: set trainer.devices=…")
         count = device_count(trainer)
         nodes = trainer.get("num_nodes", 1)
         if isinstance(nodes, int) and nodes > 1:
@@ -66,8 +69,8 @@ class Ranks:
         plain = "_".join(part for part in strategy.split("_") if part not in OWN_LAUNCHERS)
         if plain != strategy:
             raise UsageError(f"trainer.strategy={strategy}: losskit starts the processes itself, in another way; use trainer.strategy={plain}")
-        if count <= 1 or own_rank():
-            return cls(run_dir)
+        if count <= 1:
+            return cls(run_dir, grouped=strategy != "auto")
         shares_cpu = trainer.get("accelerator", "auto") in ("cpu", "auto")
         environment = {**os.environ, "WORLD_SIZE": str(count), "NODE_RANK": "0"}
         # modules are found as here; -P: the working directory is among them only if it is here
@@ -80,7 +83,7 @@ class Ranks:
             own = {"LOCAL_RANK": str(rank), "LOSSKIT_RANK": str(rank)}
             with log_path(run_dir, rank).open("wb") as log:  # a session of its own: Ctrl-C in the terminal is for rank 0, which tells the others
                 processes.append(subprocess.Popen(command, env=environment | own, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True))
-        return cls(run_dir, processes, shares_cpu=shares_cpu)
+        return cls(run_dir, processes, grouped=True, shares_cpu=shares_cpu)
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +97,7 @@ class Ranks:
 
     def join(self) -> None:
         """Become rank 0: open the place where the ranks meet and tell them. Before the trainer is built, which looks at the environment."""
-        if not self.processes:
+        if not self.grouped:
             return
         import torch
         from torch.distributed import TCPStore  # type: ignore[attr-defined]

@@ -91,7 +91,7 @@ def execute(
         ranks.join()
         notes = _nothing_trained(spec.config)
         checkpoint = _checkpoint_to_resume(run_dir, notes) if resume else None
-        experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model)
+        experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model, notes)
     except BaseException:
         ranks.close()
         tracking.abandon()
@@ -170,9 +170,10 @@ def restored(spec: RunSpec, checkpoint: Path, *, load_data: bool, load_model: Ca
     return experiment
 
 
-def evaluate(spec: RunSpec, checkpoint: Path, load_model: Callable[[str], nn.Module] | None = None) -> dict[str, float]:
-    """Test ``spec``'s data with the weights of ``checkpoint``."""
-    return _test(restored(spec, checkpoint, load_data=True, load_model=load_model))
+def test(experiment: Experiment) -> dict[str, float]:
+    """The test metrics of the experiment's weights."""
+    experiment.trainer.test(experiment.task, datamodule=experiment.data, verbose=False)
+    return {k: v for k, v in _values(experiment.trainer.callback_metrics).items() if k.startswith("test/")}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -221,13 +222,20 @@ def quiet_libraries() -> None:
 
 # -- steps ------------------------------------------------------------------------------------------------------------------
 def _built(
-    spec: RunSpec, run_dir: Path, checkpoint: Path | None, tracking: Tracking, console: Console, load_model: Callable[[str], nn.Module] | None
+    spec: RunSpec,
+    run_dir: Path,
+    checkpoint: Path | None,
+    tracking: Tracking,
+    console: Console,
+    load_model: Callable[[str], nn.Module] | None,
+    notes: list[str],
 ) -> Experiment:
     builder = Builder(spec.config, spec.choices, load_model)
     state = read_checkpoint(checkpoint) if checkpoint else None
     experiment = builder.experiment(run_dir=str(run_dir), loggers=tracking.loggers(), checkpoint=state)
     if state is not None and checkpoint is not None:
         check_fits(experiment, state, checkpoint)
+        notes += _other_devices(experiment, state)
         done, total = state.get("global_step", 0), experiment.facts["total_steps"]
         if done > total:
             raise UsageError(f"{spec.name} has done {done} steps already, and trainer.max_epochs and trainer.max_steps now allow {total}: allow more")
@@ -255,6 +263,16 @@ def _checkpoint_to_resume(run_dir: Path, notes: list[str]) -> Path | None:
     return path
 
 
+def _other_devices(experiment: Experiment, state: Mapping[str, Any]) -> list[str]:
+    before, now = len(state.get("losskit", {}).get("ranks", [None])), experiment.trainer.world_size
+    if before == now:
+        return []
+    return [
+        f"trainer.devices={now} after {before}: a step now sees data.batch_size x devices = {experiment.facts['batch_size']} samples. "
+        "The same product as before keeps the order of the data and the schedule"
+    ]
+
+
 def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None) -> dict[str, float]:
     config, trainer, task, data = experiment.config, experiment.trainer, experiment.task, experiment.data
     metrics: dict[str, float] = {}
@@ -265,18 +283,13 @@ def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None
         best = run_dir / CHECKPOINTS / BEST
         if config["train"] and checkpoints_of(trainer.callbacks) is not None and best.exists():  # type: ignore[attr-defined]
             load_weights(experiment, best)
-        metrics |= _test(experiment)
+        metrics |= test(experiment)
     return metrics
 
 
 def _nothing_trained(config: Mapping[str, Any]) -> list[str]:
     untrained = not config["train"] and not config.get("ckpt_path")
     return ["train=false without ckpt_path=…: these are the figures of the model as it was made"] if untrained else []
-
-
-def _test(experiment: Experiment) -> dict[str, float]:
-    experiment.trainer.test(experiment.task, datamodule=experiment.data, verbose=False)
-    return {k: v for k, v in _values(experiment.trainer.callback_metrics).items() if k.startswith("test/")}
 
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -12,10 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from losskit_cli.errors import UsageError
 
 SPEC = "run_spec.json"
 CHECKPOINTS = "checkpoints"
+LOCK = "run.lock"
+HOLD_SECONDS = 3.0
 STAMP = len("14-05-09-")  # what a run directory's name begins with, before the run's
 
 
@@ -86,6 +90,22 @@ def make_run_dir(root: Path, name: str) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make a run directory below {root}: {error.strerror or error} (set output_dir=…)") from error
     raise UsageError(f"cannot make a run directory below {parent}: there are too many of this name")
+
+
+def hold(run_dir: Path, name: str) -> BaseFileLock:
+    """The right to train in a run's directory, for this process alone; the kernel takes it back when the process ends, however it ends.
+
+    Raises:
+        UsageError: another process has it. It is waited for a little: data-loader processes outlive a killed training by some moments.
+    """
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=HOLD_SECONDS)
+    except Timeout as error:
+        raise UsageError(f"{name} is still running: another process trains in {run_dir}") from error
+    except OSError as error:
+        raise UsageError(f"cannot write in the directory of {name}, {run_dir}: {error.strerror or error}") from error
+    return lock
 
 
 def remove_run_dir(run_dir: Path) -> None:

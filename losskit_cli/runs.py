@@ -1,4 +1,4 @@
-"""Which run the user means: an id, the unique beginning of one, a name, a directory, or the last one."""
+"""Which run the user means: an id, the unique beginning of one, a name or its unique end, a directory, or the last one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.rundir import SPEC, STAMP
 from losskit_cli.tracking.process import training
 from losskit_cli.tracking.settings import STORE_FILE
+from losskit_cli.tracking.state import RunFile, missing, moved_store
 from losskit_cli.tracking.store import Store
 
 
@@ -37,7 +38,7 @@ def find_run(run: str | None, output_dir: str = "outputs") -> FoundRun:
     if run is None:
         return _last(Path(output_dir))
     if (Path(run) / SPEC).is_file():
-        return FoundRun(Path(run).name, Path(run).absolute())
+        return _at(Path(run).absolute())
     try:
         info = Store.open().find(run)
     except LosskitError as error:
@@ -51,8 +52,9 @@ def _below(root: Path, run: str, error: LosskitError) -> FoundRun:
     """The run of that name below ``root``: one without tracking, or one that MLflow has not got or cannot be asked for; else ``error``."""
     directories = [spec.parent.absolute() for spec in sorted(root.glob(f"*/*/{SPEC}"))]
     matches = [d for d in directories if run in (d.name, d.name[STAMP:])]
+    matches = matches or [d for d in directories if d.name.endswith(f"-{run.removeprefix('…')}")]
     if len(matches) == 1:
-        return FoundRun(matches[0].name[STAMP:], matches[0])
+        return _at(matches[0])
     if matches:
         raise UsageError(f"{run!r} names {len(matches)} runs: {', '.join(os.path.relpath(m) for m in matches[:6])}. Use the directory") from None
     if directories and isinstance(error, UsageError) and not Path(STORE_FILE).exists():
@@ -63,12 +65,21 @@ def _below(root: Path, run: str, error: LosskitError) -> FoundRun:
 
 
 def _last(root: Path) -> FoundRun:
-    specs = sorted(root.glob(f"*/*/{SPEC}"), key=lambda p: p.stat().st_mtime)
-    if not specs:
+    run_dirs = [spec.parent.absolute() for spec in root.glob(f"*/*/{SPEC}")]
+    if not run_dirs:
         raise UsageError(f"there is no run below {root.absolute()} yet: losskit train")
-    run_dir = specs[-1].parent.absolute()
+    # a resumed run's files are newer than its start, which the directories' names say to the second
+    return _at(max(run_dirs, key=lambda d: (d.parent.name, d.name[:STAMP], d.stat().st_ctime)))
+
+
+def _at(run_dir: Path) -> FoundRun:
+    """The run of a directory, with what its own store says of it."""
+    name, record = run_dir.name[STAMP:], RunFile.load(run_dir)
+    if record.run_id is None:
+        return FoundRun(name, run_dir)
+    uri = (moved_store(record.tracking_uri, run_dir) if missing(record.tracking_uri) else None) or record.tracking_uri
     try:
-        infos = [info for info in Store.open().runs() if info.run_dir and Path(info.run_dir) == run_dir]
-    except LosskitError:  # no store, or it cannot be asked
-        infos = []
-    return FoundRun(run_dir.name, run_dir, infos[0].status if infos else None, infos[0].run_id if infos else None)
+        info = Store.open(uri).find(record.run_id)
+    except LosskitError:  # the store is gone, or away
+        return FoundRun(name, run_dir, None, record.run_id)
+    return FoundRun(info.name, run_dir, info.status, info.run_id)

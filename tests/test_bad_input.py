@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,19 @@ class TestNames:
             (["loss=focal,poly1"], ["--multirun"]),
             (["loss"], ["'loss' is not an override", "key=value"]),
             (["=5"], ["'=5' is not an override"]),
-            (["loss=[a"], ["cannot read the override 'loss=[a'"]),
+            (["loss=[a"], ["cannot read the override 'loss=[a': a bracket is not closed"]),
+            (["name='a"], ["a quote is not closed"]),
             (["~loss"], ["the config has no 'loss'"]),
-            (["~seed"], ["the config has no 'seed'"]),
+            (["~seed"], ["data.seed does not resolve", "'seed' not found"]),
+            (["~test"], ["the config has no 'test'"]),
             (["+loss.nothing=1"], ["loss has no parameter 'nothing'", "it has: "]),
             (["seed=${nowhere}"], ["seed does not resolve", "nowhere"]),
             (["+callbacks.mine=5"], ["callbacks.mine names no class", "callbacks.mine._target_=…"]),
             (["optimized_metric=val/accc"], ["optimized_metric=val/accc is not logged", "did you mean 'val/acc'", "val/loss"]),
-            (["callbacks=[early_stopping]", "callbacks.early_stopping.monitor=val/los"], ["early_stopping.monitor=val/los is not logged", "did you mean 'val/loss'"]),
+            (
+                ["callbacks=[early_stopping]", "callbacks.early_stopping.monitor=val/los"],
+                ["early_stopping.monitor=val/los is not logged", "did you mean 'val/loss'"],
+            ),
         ],
         ids=lambda value: "·".join(value) if isinstance(value, list) else None,
     )
@@ -138,7 +144,7 @@ class TestNames:
         unknown = losskit("trian")
         assert unknown.code == 2 and "No such command 'trian'. Did you mean 'train'?" in unknown.err and "Usage: losskit" in unknown.err
         flag = losskit("train", "--dry-rum")
-        assert flag.code == 2 and "--dry-rum" in flag.err and "Did you mean" in flag.err
+        assert flag.code == 2 and "--dry-rum" in flag.err and "--dry-run" in flag.err
 
     def test_what_is_required_and_not_given(self, losskit: Losskit) -> None:
         assert_refused(losskit("train", "data=csv"), "data.path is required: set data.path=…", "also: data.target")
@@ -181,7 +187,7 @@ class TestValues:
             ("trainer.gradient_clip_val=-1", ["trainer.gradient_clip_val=-1: it takes a number >= 0"]),
             ("trainer.precision=7", ["trainer.precision=7: it takes 64, 32, 16", "bf16-mixed"]),
             ("trainer.devices=two", ["trainer.devices='two': it takes how many devices"]),
-            ("trainer.accelerator=quantum", ["trainer.accelerator=quantum", "Available names are: auto, cpu"]),
+            ("trainer.accelerator=quantum", ["trainer.accelerator=quantum", "Available names are: "]),
             ("callbacks.checkpoints.every_n_steps=0", ["callbacks.checkpoints: every_n_steps must be >= 1, but got 0"]),
             ("ckpt_path=nowhere.ckpt", ["there is no checkpoint nowhere.ckpt"]),
             ("output_dir=table.csv", ["cannot make a run directory below table.csv", "output_dir=…"]),
@@ -207,7 +213,8 @@ class TestValues:
         assert_refused(losskit(*IRIS, "train=false", "test=false"), "there is nothing to do")
 
     def test_values_that_only_look_wrong_are_taken(self, losskit: Losskit) -> None:
-        result = losskit(*IRIS, "--dry-run", "model.hidden=[8.0]", "optimizer.lr=1", "trainer.max_epochs=2.0", "train=True", "name='a b: c'", "data.batch_size=104")
+        values = ("model.hidden=[8.0]", "optimizer.lr=1", "trainer.max_epochs=2.0", "train=True", "name='a b: c'", "data.batch_size=104")
+        result = losskit(*IRIS, "--dry-run", *values)
         assert result.code == 0, result.err
 
     def test_early_stopping_without_validation(self, losskit: Losskit) -> None:
@@ -288,7 +295,8 @@ class TestTables:
             (["data.drop=[q]"], ["data.drop: no column 'q'"]),
             (["data.split=part"], ["data.split: no column 'part'"]),
             (["data.kind=reel"], ["kind must be one of auto, class, real, but got 'reel'; did you mean 'real'?"]),
-            (["data.separator=;"], ["is data.separator=';' right?"]),
+            (["data.separator=;"], ["cannot read the override 'data.separator=;'", "goes into quotes", "'data.separator=\";\"'"]),
+            (["data.separator=';'"], ["is data.separator=';' right?"]),
             (["loss=mse"], ["loss=mse needs prediction", "tasks that offer it: forecasting, regression"]),
             (["task=regression"], ["task=regression", "target_kind must be real", "task=classification"]),
             (["data.target=x1"], ["task=classification", "task=regression predicts real values"]),
@@ -395,7 +403,10 @@ class TestOwnCode:
             ("def __init__(self): raise KeyError('licence')", ["loss=mine: KeyError: 'licence'", "--traceback shows where"]),
             ("def forward(self, logitz, target): ...", ["loss=mine needs logitz", "task=classification offers", "no task offers it"]),
             ("def forward(self, logits, target): raise RuntimeError('one\\ntwo')", ["loss=mine fails on the first batch of data=iris: RuntimeError: one two"]),
-            ("def forward(self, logits, target): return (logits.argmax(1) != target).float().mean()", ["loss=mine with model=mlp: the loss does not depend on"]),
+            (
+                "def forward(self, logits, target): return (logits.argmax(1) != target).float().mean()",
+                ["loss=mine with model=mlp: the loss does not depend on anything that can be trained"],
+            ),
             ("def forward(self, logits, target): return logits @ logits", ["loss=mine fails on the first batch of data=iris: RuntimeError: "]),
         ],
     )
@@ -412,8 +423,9 @@ class TestOwnCode:
             ("# mine (me)\ngamma: 1\n", ["loss names no class: it needs loss._target_=…"]),
             ("", ["loss names no class"]),
             ("# mine (me)\n_target_: components.losses.FocalLoss\ngamma: ${nowhere.x}\n", ["loss.gamma does not resolve", "nowhere.x"]),
-            ("# mine (me)\n_target_: components.losses.FocalLoss\ngama: 1\n", ["loss=mine has no parameter 'gama'", "did you mean 'gamma'"]),
-            ("# mine (me)\ndefaults: [override /model: mpl]\n_target_: components.losses.FocalLoss\n", ["there is no model=mpl", "did you mean 'mlp'"]),
+            ("# mine (me)\n_target_: components.losses.FocalLoss\ngama: 1\n", ["loss has no parameter 'gama'", "did you mean 'gamma'"]),
+            ("# mine (me)\ndefaults: [override /schedul: wsd]\n_target_: x.Y\n", ["loss/mine.yaml overrides 'schedul'", "did you mean 'schedule'"]),
+            ("# mine (me)\ndefaults: [override /schedule: wsd]\n_target_: x.Y\n", ["loss/mine.yaml overrides 'schedule', which only options of"]),
         ],
     )
     def test_option_files_that_are_wrong(self, losskit: Losskit, text: str, says: list[str]) -> None:
@@ -505,6 +517,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> 
         table()
         for options in (["name=alpha"], ["name=beta", "model.hidden=[7]"], ["name=twin", "tracking=none"], ["name=twin", "tracking=none"]):
             assert command_line([*CSV, "tracking=mlflow", *options, "-q"]) == 0
+            time.sleep(1.0)  # run directories of one second get a number behind their name
     finally:
         os.chdir(before)
     return directory
@@ -546,18 +559,23 @@ class TestRuns:
         assert contents(runs / "outputs") == before
 
     @pytest.mark.parametrize(
-        ("override", "says"),
+        ("overrides", "says"),
         [
-            ("trainer.max_epochs=1", "alpha has done 4 steps already, and trainer.max_epochs and trainer.max_steps now allow 2"),
-            ("model.hidden=[9]", "last.ckpt is of another model: model.body.0.weight: (128, 2) in the checkpoint, (9, 2) here"),
-            ("optimizer.lr=-1", "optimizer.lr must be a finite number >= 0, but got -1"),
-            ("trainer.max_epoch=9", "did you mean 'max_epochs'"),
-            ("data.path=gone.csv", "there is no 'gone.csv'"),
+            (["trainer.max_epochs=1"], "alpha is finished"),
+            (["model.hidden=[9]"], "model.hidden cannot change in the middle of a run"),
+            (["trainer.max_epoch=9"], "did you mean 'max_epochs'"),
+            (["trainer.max_epochs=many"], "trainer.max_epochs='many': it takes a whole number or null"),
+            (["trainer.max_epochs=9", "trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1: it takes a number >= 0"),
+            (["trainer.max_epochs=9", "callbacks.checkpoints.every_n_steps=0"], "every_n_steps must be >= 1, but got 0"),
+            (["trainer.max_epochs=9", "tracking.on_error=bufer"], "did you mean 'buffer'"),
         ],
+        ids=lambda value: "·".join(value) if isinstance(value, list) else None,
     )
-    def test_a_resume_that_cannot_be_leaves_the_run_as_it_was(self, runs: Path, losskit: Losskit, override: str, says: str) -> None:
+    def test_a_resume_that_cannot_be_leaves_the_run_as_it_was(self, runs: Path, losskit: Losskit, overrides: list[str], says: str) -> None:
         before = contents(runs / "outputs")
-        self.refused(losskit("resume", "alpha", override), says)
+        result = losskit("resume", "alpha", *overrides)
+        result.err = "\n".join(line for line in result.err.splitlines() if not line.startswith("note: "))
+        self.refused(result, says)
         assert contents(runs / "outputs") == before
         with sqlite3.connect(runs / "mlflow.db") as store:
             assert store.execute("select distinct status from runs").fetchall() == [("FINISHED",)]
@@ -584,7 +602,7 @@ class TestRuns:
         (runs / "new.csv").write_text("x1,x2\n1,2\n1\n")
         self.refused(losskit(*predict, "new.csv"), "new.csv, line 3: 1 fields, but the header has 2")
         self.refused(losskit(*predict, "gone.csv"), "--input gone.csv: there is no such file")
-        self.refused(losskit(*predict[:3], "p.xls", "--input", "table.csv"), "--output must end in .csv, .parquet or .json, but got p.xls")
+        self.refused(losskit(*predict[:3], "p.xls", "--input", "table.csv"), "--output must end in .csv, .parquet")
         assert not (runs / "predictions.csv").exists()
 
     def test_rerunning_with_a_mistake_starts_nothing(self, runs: Path, losskit: Losskit) -> None:

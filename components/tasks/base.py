@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import lightning
 import torch
@@ -16,7 +16,7 @@ from components.data.base import Batch
 from components.models.base import ModelOutput, split_output
 from components.objective import Objective
 from components.quantities import Quantities
-from components.tasks.resume import close_last_step, load_metric_state, metric_state, open_last_step, restore_rng, rng_state, settle_loops
+from components.tasks.resume import close_last_step, draw_otherwise, load_metric_state, metric_state, open_last_step, restore_rng, rng_state, settle_loops
 
 COMMON_OFFERS = frozenset({"inputs", "index", "model", "step", "epoch", "loss_fn", "per_sample_loss"})
 
@@ -65,7 +65,7 @@ class Task(lightning.LightningModule):
         self.schedule = schedule
         self.transforms = nn.ModuleList(transforms)
         self.log_every = log_every
-        self.metrics = nn.ModuleDict({"train_": nn.ModuleDict(), "val_": nn.ModuleDict(), "test_": nn.ModuleDict()})
+        self.metrics = FullPrecision({"train_": nn.ModuleDict(), "val_": nn.ModuleDict(), "test_": nn.ModuleDict()})
         self.add_metrics(metrics or {})
         self._window: list[dict[str, Tensor]] = []  # parts of the objective since the last log entry, on the device
         self._window_steps: list[int] = []  # the optimizer step that each of them belongs to, counted from 1
@@ -129,6 +129,10 @@ class Task(lightning.LightningModule):
     def asked(self) -> frozenset[str]:
         """Names of the quantities that some bound component asks for."""
         return frozenset(name for module in self.modules() if isinstance(module, Bound) for name in module.arguments.values())
+
+    def compile_model(self) -> None:
+        """Let :func:`torch.compile` compile what a step runs of the model, when it first does. Names in checkpoints stay."""
+        self.model.compile()
 
     def run_model(self, inputs: Tensor) -> ModelOutput:
         return split_output(self.model(inputs))
@@ -221,6 +225,7 @@ class Task(lightning.LightningModule):
     def on_train_start(self) -> None:
         resumed = self._put_back()
         if resumed is None:
+            draw_otherwise(self.global_rank)
             return
         if resumed["should_stop"]:
             self.trainer.should_stop = True
@@ -241,6 +246,8 @@ class Task(lightning.LightningModule):
         if resumed is not None:
             mine = resumed["ranks"][self.global_rank % len(resumed["ranks"])]
             restore_rng(mine["rng"])
+            if self.global_rank >= len(resumed["ranks"]):
+                draw_otherwise(self.global_rank)
             self._window = [{name: value.to(self.device) for name, value in row.items()} for row in mine["window"]]
             self._window_steps = list(mine["window_steps"])
         return resumed
@@ -251,6 +258,18 @@ class Task(lightning.LightningModule):
 
     def on_train_end(self) -> None:
         self.flush_log()
+
+    def on_validation_start(self) -> None:
+        self._agree_on_buffers()
+
+    def on_test_start(self) -> None:
+        self._agree_on_buffers()
+
+    def _agree_on_buffers(self) -> None:
+        """Rank 0's buffers for all: in training each rank's running statistics are its own until the next step, and are not evaluated."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -297,7 +316,10 @@ class Task(lightning.LightningModule):
 
     def _compute_metrics(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}
-        for name, metric in cast(Iterable[tuple[str, Any]], self.metrics_of(stage).items()):
+        metrics = cast(Iterable[tuple[str, Any]], self.metrics_of(stage).items())
+        if self.trainer.world_size > 1:
+            share_empty_states({name: metric.module for name, metric in metrics}, self.trainer.world_size)
+        for name, metric in metrics:
             if metric.module.update_called:
                 value = metric.module.compute()
                 values[f"{stage}/{name}"] = float(value)
@@ -351,6 +373,35 @@ class Task(lightning.LightningModule):
         self._last_finite = state["last_finite"]
         for name, values in state["ranks"][self.global_rank % len(state["ranks"])]["train_metrics"].items():
             load_metric_state(cast(Any, self.metrics_of("train")[name]).module, values)
+
+
+def share_empty_states(metrics: Mapping[str, Any], ranks: int) -> None:
+    """Let a rank that has seen no sample take part in computing metrics, which all ranks do together.
+
+    Its counts are zero already; of what the others gather in lists it has to hold nothing in their shape and type.
+    """
+    mine = {name: gathered_forms(metric) for name, metric in metrics.items() if metric.update_called}
+    everybody: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(everybody, mine)
+    for name, metric in metrics.items():
+        forms = next((theirs[name] for theirs in everybody if name in theirs), None)
+        if forms is not None and not metric.update_called:
+            metric._update_count = 1
+            for key, (dtype, shape) in forms.items():
+                setattr(metric, key, [torch.empty(0, *shape, dtype=dtype, device=metric.device)])
+
+
+def gathered_forms(metric: Any) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type of what a metric gathers in lists, and shape of each sample's."""
+    lists = {key: getattr(metric, key) for key, default in metric._defaults.items() if isinstance(default, list)}
+    return {key: (state[0].dtype, tuple(state[0].shape[1:])) for key, state in lists.items() if state}
+
+
+class FullPrecision(nn.ModuleDict):
+    """Metrics, which count and sum, and so stay as precise as they are when the task is put into half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
 
 
 class Average:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class LanguageModellingTask(Task):
         require(bytes_per_token > 0, "bytes_per_token must be > 0", bytes_per_token)
         self.bytes_per_token = bytes_per_token
         self.gives_hidden = all(hasattr(self.model, name) for name in ("hidden", "head", "output_weight"))
+        self._hidden: Any = self.model.hidden if self.gives_hidden else None
         self._nll: list[Tensor] = []  # (sum, tokens) of each batch
 
     @classmethod
@@ -68,9 +69,14 @@ class LanguageModellingTask(Task):
             logits, hidden = self.run_model(batch["inputs"])
             more = {"hidden_states": hidden, "output_weight": model.output_weight} if self.gives_hidden else {}
             return self.common(batch, logits=logits, features=hidden, **more)
-        hidden = model.hidden(batch["inputs"])
+        hidden = self._hidden(batch["inputs"])
         logits_on_demand = lazy(lambda q: model.head(q["hidden_states"]).transpose(1, 2))
         return self.common(batch, logits=logits_on_demand, hidden_states=hidden, features=hidden, output_weight=model.output_weight)
+
+    def compile_model(self) -> None:
+        super().compile_model()
+        if self.without_logits:  # a step then runs a part of the model, past its forward
+            self._hidden = torch.compile(cast(Any, self.model).hidden)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``next_token`` (N,) after the last input and its ``probability``; with targets in the batch also ``nll`` (N,), nats a token."""

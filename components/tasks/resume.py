@@ -83,6 +83,15 @@ def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
         setattr(metric, name, value)
 
 
+def draw_otherwise(rank: int) -> None:
+    """Let a further rank draw other random numbers than the first: all of them were seeded alike, so that they build the same."""
+    if rank:
+        seed = (torch.initial_seed() + 1_000_003 * rank) % (1 << 32)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """The random state of Python, NumPy, torch and the accelerators, in types that ``torch.load(weights_only=True)`` takes."""
     name, keys, position, has_gauss, gauss = np.random.get_state()

@@ -138,7 +138,7 @@ class SelfSupervisedTask(Task):
 
 def has_labels(batch: Batch) -> bool:
     target = batch.get("target")
-    return isinstance(target, Tensor) and target.ndim == 1 and target.dtype == torch.long and len(target) > 0
+    return isinstance(target, Tensor) and target.ndim == 1 and target.dtype == torch.long
 
 
 def linear_probe_accuracy(features: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor, *, l2: float = 1e-3, iterations: int = 100) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -253,7 +254,7 @@ class SqliteStore(Store):
                 experiment=head["experiment"],
                 start=seconds(head["start_time"]),
                 end=seconds(head["end_time"]),
-                params=params.get(head["run_uuid"], {}),
+                params=latest_params(params.get(head["run_uuid"], {}), tags.get(head["run_uuid"], {})),
                 tags=tags.get(head["run_uuid"], {}),
                 metrics=metrics.get(head["run_uuid"], {}),
                 steps=steps.get(head["run_uuid"], {}),
@@ -319,7 +320,7 @@ class ClientStore(Store):
             experiment=experiment,
             start=seconds(run.info.start_time),
             end=seconds(run.info.end_time),
-            params=dict(run.data.params),
+            params=latest_params(run.data.params, run.data.tags),
             tags=dict(run.data.tags),
             metrics={key: stored_value(m.value) for key, m in latest.items()},
             steps={key: m.step for key, m in latest.items()},
@@ -341,6 +342,15 @@ class ClientStore(Store):
                 return Path(self.client.download_artifacts(run.run_id, name, folder)).read_bytes()
             except (MlflowException, OSError):
                 return None  # no such artifact
+
+
+def latest_params(params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Parameters as the run was trained last. MLflow keeps their first values for good; what a resumed run changed is in a tag."""
+    try:
+        changed = json.loads(tags.get("losskit.param_drift", "{}"))
+    except ValueError:  # cut off, being longer than a tag may be
+        changed = {}
+    return {**params, **{key: values[1] for key, values in changed.items()}}
 
 
 def stored_value(value: float, is_nan: Any = False) -> float:

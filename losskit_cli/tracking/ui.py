@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from urllib.request import ProxyHandler, build_opener
 
 from losskit_cli.errors import RunError, UsageError
 from losskit_cli.tracking.settings import ARTIFACTS_DIR, is_server, resolve_uri, sqlite_path, unreachable, without_credentials
@@ -15,10 +21,13 @@ from losskit_cli.tracking.store import mend_moved
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
+END_SECONDS = 5.0
+# one person looks at it: no workers for scheduled jobs, which take as long to start as the server itself
+SERVER_DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def run_ui(*, uri: str | None = None, port: int | None = None, cwd: Path | None = None, say: Callable[[str], object] | None = None) -> int:
-    """The command ``losskit ui [--port N]``: serve until Ctrl-C; the exit status.
+    """The command ``losskit ui [--port N]``: serve until Ctrl-C (or SIGTERM); the exit status.
 
     Args:
         uri: the store; ``None``: what training in ``cwd`` writes to. A tracking server has a UI of its own: its address is said, nothing is started.
@@ -42,25 +51,65 @@ def run_ui(*, uri: str | None = None, port: int | None = None, cwd: Path | None 
         if moved := mend_moved(path):
             say(f"the store has moved: mended the artifact paths of {', '.join(moved)}")
     chosen = free_port(port)
-    process = subprocess.Popen(ui_command(address, chosen), env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")})
-    say(f"MLflow's UI: http://{HOST}:{chosen} (Ctrl-C ends it)")
+    where = f"http://{HOST}:{chosen}"
+    say(f"starting MLflow's UI on {where} …")
+    # a process group of its own: MLflow starts further processes, and all of them must end with this one, however it is ended
+    server = subprocess.Popen(ui_command(address, chosen), env={**SERVER_DEFAULTS, **os.environ}, start_new_session=True)
     try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to MLflow's processes too
-        try:
-            process.wait(10)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.terminate()
-            process.wait()
+        with _ending_by_signals():
+            if _answers(where, server):
+                say(f"MLflow's UI: {where} (Ctrl-C ends it)")
+            code = server.wait()
+    except KeyboardInterrupt:
         return 0
-    if code > 0:
-        raise RunError(f"MLflow's UI ended with exit status {code}: see above")
-    return 0
+    finally:
+        _end(server)
+    raise RunError(f"MLflow's UI ended by itself, with exit status {code}: see above")
+
+
+def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers; ``False`` if it ends before."""
+    opener = build_opener(ProxyHandler({}))  # a proxy knows nothing of this machine's own ports
+    while server.poll() is None:
+        try:
+            opener.open(f"{url}/health", timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return True
+    return False
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the server as Ctrl-C does."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):  # the group is gone (macOS says so with the latter)
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(END_SECONDS)
 
 
 def ui_command(uri: str, port: int) -> list[str]:
     """The command line that serves ``uri``."""
-    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port), "--workers", "1"]
     path = sqlite_path(uri)
     return [*command, "--artifacts-destination", str(path.parent / ARTIFACTS_DIR)] if path else command
 
