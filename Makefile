@@ -20,8 +20,8 @@ unit:           ## the tests, on two processes
 
 test: lint types imports unit  ## everything that CI checks
 
-bench:          ## benchmarks beside their baselines, printed
-	$(PYTHON) tests/benchmarks/train.py
+bench:          ## what a training step costs, layer by layer
+	$(PYTHON) tests/benchmarks/per_step.py
 
 golden:         ## write the golden loss curves anew (only when numbers are meant to change)
 	$(PYTHON) tests/test_golden.py --write

@@ -14,6 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import nn
 
 import components.tasks
@@ -29,20 +30,23 @@ from components.tasks.base import Task
 from components.validation import did_you_mean
 from losskit_cli.check import HYDRA_KEYS, Targets, checked_arguments, checked_settings, parameters_of, target_nodes
 from losskit_cli.errors import LosskitError, UsageError, said_by
+from losskit_cli.threads import check_threads
 
 Config = Mapping[str, Any]
-TRAINER_OWN_KEYS = ("compile",)
+PROFILERS: Mapping[str, Callable[..., Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+TRAINER_OWN_KEYS = ("compile", "threads")
 
 
 @dataclass
 class Experiment:
-    """Everything that a run needs, built and bound."""
+    """Everything that a run needs, built and bound; ``operations`` is how much work a batch is (:mod:`losskit_cli.threads`), once that is known."""
 
     config: dict[str, Any]
     data: DataModule
     task: Task
     trainer: lightning.Trainer
     facts: dict[str, Any]
+    operations: int | None = None
 
 
 class Builder:
@@ -61,11 +65,18 @@ class Builder:
         self.targets = Targets(self.config.get("allow_targets") or ())
         self.facts: dict[str, Any] = {}
         self.checkpoint: Mapping[str, Any] | None = None
+        self.train_teacher = True
         for key, node in target_nodes(self.config):
             self.targets.resolve(node["_target_"], key)
 
     def experiment(
-        self, *, run_dir: str | None = None, loggers: list[Any] | None = None, checkpoint: Mapping[str, Any] | None = None, load_data: bool = True
+        self,
+        *,
+        run_dir: str | None = None,
+        loggers: list[Any] | None = None,
+        checkpoint: Mapping[str, Any] | None = None,
+        load_data: bool = True,
+        train_teacher: bool = True,
     ) -> Experiment:
         """Build it all.
 
@@ -74,10 +85,12 @@ class Builder:
             loggers: Lightning loggers.
             checkpoint: a loaded checkpoint whose data module's fitted state (encoders, scales, facts) is taken over.
             load_data: ``False``: build from the checkpoint's facts alone, for predicting where the training data is not at hand.
+            train_teacher: ``False``: leave the teacher that a distillation trains first as it is made, for looking at what would be done.
         """
         config = self.config
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
         self.checkpoint = checkpoint
+        self.train_teacher = train_teacher and checkpoint is None  # a resumed run's teacher is in its checkpoint
         data = self.data(load_data)
         trainer = self.trainer(run_dir, loggers or [])
         self._add_lengths(trainer, data)
@@ -106,6 +119,7 @@ class Builder:
         batches += 1 if rest and not data.drop_last else 0
         if not batches:
             raise UsageError(f"data.drop_last=true leaves nothing of {self.facts['num_samples']} samples: a batch of all devices is {self.facts['batch_size']}")
+        self._at_least_one_batch(trainer, data, batches)
         limit = trainer.limit_train_batches
         batches = min(batches, int(limit)) if isinstance(limit, int) else max(1, int(batches * limit))
         overfit = self.config["trainer"]["overfit_batches"]
@@ -127,6 +141,16 @@ class Builder:
         if math.isinf(total):
             raise UsageError("training has no end: set trainer.max_epochs=… or trainer.max_steps=…")
         self.facts |= {"steps_per_epoch": steps, "total_steps": int(total)}
+
+    @staticmethod
+    def _at_least_one_batch(trainer: lightning.Trainer, data: DataModule, training: int) -> None:
+        """A share of few batches (``debug=limit`` on small data) is one batch, where Lightning would give up at the first epoch."""
+        sizes = {part: data.size(split) for part, split in data.splits.items() if part != "train"}
+        batches = {part: math.ceil(size / (data.eval_batch_size * trainer.world_size)) for part, size in sizes.items()}
+        for part, count in (batches | {"train": training}).items():
+            limit = getattr(trainer, f"limit_{part}_batches")
+            if isinstance(limit, float) and 0 < limit * count < 1:
+                setattr(trainer, f"limit_{part}_batches", 1)
 
     # -- the parts ----------------------------------------------------------------------------------------------------------
     def task(self, data: DataModule) -> Task:
@@ -197,13 +221,13 @@ class Builder:
         return [self.make(f"transform.{name}", node) for name, node in (self.config.get("transform") or {}).items()]
 
     def teacher(self, options: Mapping[str, Any], data: DataModule) -> nn.Module:
-        """The teacher of a distillation: a finished run's model, or one trained first. A resumed run's is in its checkpoint."""
+        """The teacher of a distillation: a finished run's model, or one trained first."""
         if options.get("teacher_run"):
             if self.load_model is None:
                 raise UsageError("task.teacher_run needs the run store")
             return self.load_model(str(options["teacher_run"]))
         teacher: nn.Module = self.make("task.teacher_model", options.get("teacher_model") or self.config["model"])
-        if self.checkpoint is not None:
+        if not self.train_teacher:
             return teacher
         with user_errors(self._named("task")):
             return components.tasks.train_teacher(teacher, data, epochs=options["teacher_epochs"], lr=options["teacher_lr"], seed=self.config["seed"])
@@ -250,8 +274,10 @@ class Builder:
         _check_trainer_options(options)
         if not isinstance(self.config["trainer"].get("compile", False), bool):
             raise UsageError(f"trainer.compile={self.config['trainer']['compile']}: it takes true or false")
+        check_threads(self.config["trainer"].get("threads", "auto"))
         if options.get("devices") in (-1, "-1"):  # Lightning takes it for GPUs alone
             options["devices"] = "auto"
+        options["profiler"] = _profiler(options.get("profiler"), run_dir)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and guards against nothing we do
         asked = " ".join(f"trainer.{name}={options[name]}" for name in ("accelerator", "devices", "strategy", "precision") if name in options)
         with user_errors(asked):
@@ -343,6 +369,15 @@ class Builder:
         """``loss`` -> ``loss=focal``: how the user chose it."""
         choice = self.choices.get(key)
         return f"{key}={choice}" if isinstance(choice, str) else key
+
+
+def _profiler(name: Any, run_dir: str | None) -> Any:
+    """Lightning's profiler of that name, its report a file in the run directory: as a log message nobody would see it."""
+    if name is None or run_dir is None:
+        return None
+    if name not in PROFILERS:
+        raise UsageError(f"trainer.profiler={name!r}: it takes {', '.join(PROFILERS)} or null{did_you_mean(str(name), PROFILERS)}")
+    return PROFILERS[name](dirpath=run_dir, filename="profile")
 
 
 def _check_trainer_options(options: Config) -> None:

@@ -26,7 +26,7 @@ from losskit_cli.merging import described, differences, flat
 from losskit_cli.names import run_name
 from losskit_cli.overlay import Overlay, overlay
 from losskit_cli.ranks import Ranks
-from losskit_cli.rundir import CHECKPOINTS, RunSpec, hold, make_run_dir
+from losskit_cli.rundir import CHECKPOINTS, RunSpec, hold, make_run_dir, remove_run_dir
 from losskit_cli.runs import find_run
 
 Overrides = Sequence[str]
@@ -40,7 +40,7 @@ def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *
     """``losskit train``."""
     composer = Composer(config_dirs, config_name)
     if multirun:
-        _multirun(composer, overrides, json=json, quiet=quiet)
+        _multirun(composer, overrides, dry_run=dry_run, json=json, quiet=quiet)
         return
     spec = spec_of(composer.compose(overrides), config_name)
     if dry_run:
@@ -77,11 +77,13 @@ def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
         from losskit_cli.run import execute
 
         with _own_stdout(json):
-            return execute(spec, run_dir, tracking, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
+            summary = execute(spec, run_dir, tracking, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
+        if spec.config["trainer"].get("fast_dev_run"):  # it saves nothing
+            remove_run_dir(run_dir)
+            summary.run_dir = None
+        return summary
     except BaseException:
         if not tracking.begun:
-            from losskit_cli.rundir import remove_run_dir
-
             tracking.abandon()
             remove_run_dir(run_dir)
         raise
@@ -270,15 +272,23 @@ def report(summary: Any, *, json: bool, quiet: bool) -> None:
 
 # -- pieces ------------------------------------------------------------------------------------------------------------------
 def _dry_run(spec: RunSpec, *, json: bool) -> None:
+    result = _tried(spec, json=json)
+    if json:
+        _write(jsonlib.dumps(result))
+    else:
+        _print_tried(result)
+
+
+def _tried(spec: RunSpec, *, json: bool) -> dict[str, Any]:
     import_heavy("losskit_cli.run")
     from losskit_cli.models import load_model_of_run
     from losskit_cli.run import dry_run
 
     with _own_stdout(json):
-        result = dry_run(spec, load_model_of_run)
-    if json:
-        _write(jsonlib.dumps(result))
-        return
+        return dry_run(spec, load_model_of_run)
+
+
+def _print_tried(result: Mapping[str, Any]) -> None:
     table = Table(title="dry run: one batch forward and backward, nothing recorded", title_justify="left", show_header=False)
     table.add_row("loss", f"{result['loss']:.4f}" + ("" if result["finite"] else "  (not finite!)"))
     for name, value in result["parts"].items():
@@ -291,27 +301,37 @@ def _dry_run(spec: RunSpec, *, json: bool) -> None:
     Console().print(table)
 
 
-def _multirun(composer: Composer, overrides: Overrides, *, json: bool, quiet: bool) -> None:
+def _multirun(composer: Composer, overrides: Overrides, *, dry_run: bool, json: bool, quiet: bool) -> None:
     """Every combination, one after the other; a failed run does not stop the others."""
     jobs = composer.expand(overrides)
     composed = [spec_of(composer.compose(job), composer.config_name) for job in jobs]  # a mistake in any of them is an error before the first
-    summaries, failures = [], []
+    summaries: list[tuple[list[str], Any]] = []
+    outcomes: list[dict[str, Any]] = []
+    failures = 0
     out = _stderr(quiet or json)
     for number, (job, spec) in enumerate(zip(jobs, composed, strict=True), start=1):
         out.print(f"run {number} of {len(jobs)}: {' '.join(job)}", markup=False, highlight=False, soft_wrap=True)
         try:
-            summaries.append((job, start(spec, quiet=quiet or json, json=json)))
+            if dry_run:
+                outcomes.append({"overrides": job} | _tried(spec, json=json))
+                if not json:
+                    _print_tried(outcomes[-1])
+                continue
+            summary = start(spec, quiet=quiet or json, json=json)
+            summaries.append((job, summary))
+            outcomes.append({"overrides": job} | summary.as_dict())
         except LosskitError as error:
             if error.exit_code > 128:
                 raise
-            failures.append((job, error))
+            failures += 1
+            outcomes.append({"overrides": job, "run_name": spec.name, "status": "FAILED", "error": str(error)})
             sys.stderr.write(f"Error: {error}\n")
     if json:
-        _write(jsonlib.dumps([{"overrides": job} | summary.as_dict() for job, summary in summaries]))
-    elif not quiet:
+        _write(jsonlib.dumps(outcomes))
+    elif not quiet and not dry_run:
         _print_outcomes(summaries)
     if failures:
-        raise LosskitError(f"{len(failures)} of {len(jobs)} runs failed")
+        raise LosskitError(f"{failures} of {len(jobs)} runs failed")
 
 
 def _print_outcomes(summaries: Sequence[tuple[Sequence[str], Any]]) -> None:

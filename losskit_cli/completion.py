@@ -58,7 +58,7 @@ COMMANDS = {
     "resume": Command("go on with a stopped run", ("run", "override..."), {"--last": "", **JSON, **QUIET}),
     "rerun": Command("run again from what a run saved", ("run", "override..."), {"--dry-run": "", **JSON, **QUIET}),
     "diff": Command("what differs between two runs", ("run", "run"), JSON),
-    "eval": Command("test a finished run's weights", ("run", "override..."), {"--checkpoint": "checkpoint", **JSON}),
+    "eval": Command("test a finished run's weights", ("run", "override..."), {"--checkpoint": "checkpoint", "--split": "split", **JSON}),
     "predict": Command(
         "predict new data with a finished run's weights",
         ("run",),
@@ -190,7 +190,7 @@ class Line:
             return files(current, directories_only=kind == "dir")
         if kind == "primary":
             return [Candidate(name) for name in self._primaries()]
-        fixed = {"cfg": ("job", "hydra", "all"), "checkpoint": ("best", "last"), "shell": SHELLS}.get(kind, ())
+        fixed = {"cfg": ("job", "hydra", "all"), "checkpoint": ("best", "last"), "split": ("test", "val", "train", "all"), "shell": SHELLS}.get(kind, ())
         return [*map(Candidate, fixed), *(files(current) if kind == "checkpoint" and current else [])]
 
     def _options(self, current: str) -> Iterator[Candidate]:

@@ -27,6 +27,7 @@ from losskit_cli.catalogue import LIST_GROUPS, Catalogue
 from losskit_cli.errors import UsageError
 from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
 
+HYDRA_HINTS = {"hydra.run.dir": " (output_dir=… says where)", "hydra.sweep.dir": " (output_dir=… says where)", "hydra.mode": " (-m runs all combinations)"}
 PRESET_GROUPS = ("experiment", "debug", "local")
 SINGLE_GROUPS = ("data", "model", "task", "loss", "optimizer", "schedule", "averaging", "reweighting", "trainer", "tracking")
 TEMPLATE_NAMES = {
@@ -38,6 +39,24 @@ TEMPLATE_NAMES = {
     "datamodule": "data",
     "criterion": "loss",
 }
+TEMPLATE_KEYS = {
+    "paths": "output_dir",
+    "extras": "tags, --cfg job and -q",
+    "logger": "tracking.…",
+    "model.optimizer": "optimizer.…",
+    "model.scheduler": "schedule.…",
+    "model.net": "model.…",
+    "model.compile": "trainer.compile",
+    "data.data_dir": "data.path",
+    "trainer.gpus": "trainer.devices and trainer.accelerator=gpu",
+    "trainer=cpu": "trainer.accelerator=cpu",
+    "trainer=gpu": "trainer.accelerator=gpu",
+    "trainer=mps": "trainer.accelerator=mps",
+    "trainer=ddp": "trainer.strategy=ddp trainer.devices=…",
+    "callbacks=default": "callbacks=[checkpoints]",
+    "callbacks=none": "callbacks=[]",
+}
+"""What the popular template calls by these names, in losskit's words."""
 
 
 @dataclass
@@ -165,6 +184,8 @@ class Composer:
         groups = self.catalogue.groups()
         for override in parsed:
             key, value = override.key_or_group, override.value()
+            if override.is_hydra_override() and key != "hydra.searchpath":
+                raise UsageError(f"{override.input_line} has no effect: losskit takes Hydra's composition, but starts runs itself{HYDRA_HINTS.get(key, '')}")
             if key in TEMPLATE_NAMES and key not in groups:
                 ours = TEMPLATE_NAMES[key]
                 raise UsageError(f"losskit has no {key!r}: it calls that {ours!r}" + (f" (losskit list {ours})" if ours in groups else ""))
@@ -177,6 +198,8 @@ class Composer:
                 instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in PRESET_GROUPS else ""
                 raise UsageError(f"there is no {key}=null" + (f": to have none write {instead}" if instead else f" (there is: {', '.join(names)})"))
             for name in value if isinstance(value, list) else [value]:
+                if f"{key}={name}" in TEMPLATE_KEYS and name not in names:
+                    raise UsageError(f"there is no {key}={name}: losskit says {TEMPLATE_KEYS[f'{key}={name}']}")
                 if isinstance(name, dict) or str(name) not in names:
                     raise UsageError(f"there is no {key}={_shown(name)}{did_you_mean(str(name), names)} (there is: {', '.join(names)})")
 
@@ -189,6 +212,9 @@ class Composer:
         known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
         target = parent.get("_target_") if isinstance(parent, DictConfig) else None
         parameters = self.catalogue.parameter_names(str(target)) if target else []
+        for theirs, ours in TEMPLATE_KEYS.items():
+            if name not in parameters and f"{key}.".startswith(f"{theirs}."):
+                raise UsageError(f"there is no {key!r}: losskit says {ours}")
         if name in parameters:
             return [*overrides[:at], f"+{overrides[at]}", *overrides[at + 1 :]]
         if isinstance(parent, DictConfig):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from components.binding import Bound
 from components.data.base import Batch, BatchLoader
@@ -24,11 +25,12 @@ MODULE_INTERNALS = frozenset(vars(nn.Module()))
 
 @dataclass
 class FirstBatch:
-    """What the first training batch gives: the total of the objective, with its graph, and its parts."""
+    """What the first training batch gives: the total of the objective, with its graph, its parts, and how much work the forward pass is."""
 
     batch: Batch
     total: Tensor
     parts: dict[str, Tensor]
+    operations: int
 
 
 def first_batch(experiment: Experiment, choices: Mapping[str, Any]) -> FirstBatch:
@@ -45,7 +47,7 @@ def first_batch(experiment: Experiment, choices: Mapping[str, Any]) -> FirstBatc
         with user_errors(f"transform.{name} does not go with {data}"):
             batch = transform(batch)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if isinstance(value, Tensor))
-    with user_errors(f"{model}, {data} and {kind} do not go together (a batch has {shapes})"):
+    with user_errors(f"{model}, {data} and {kind} do not go together (a batch has {shapes})"), FlopCounterMode(display=False) as counter:
         quantities = task.quantities(batch)
     try:
         total, parts = task.objective(quantities, 0)
@@ -61,7 +63,7 @@ def first_batch(experiment: Experiment, choices: Mapping[str, Any]) -> FirstBatc
         if isinstance(metric, Bound) and set(metric.arguments.values()) <= set(quantities):
             with user_errors(f"metrics.{name} does not go with {kind} and {data}"), torch.no_grad():
                 cast(Any, clone(metric).module).update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
-    return FirstBatch(batch, total, parts)
+    return FirstBatch(batch, total, parts, counter.get_total_flops())
 
 
 @contextmanager

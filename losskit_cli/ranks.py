@@ -292,11 +292,13 @@ def device_count(trainer: Mapping[str, Any]) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def one_device(trainer: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
-    """The trainer's config for what is done in this process alone."""
-    devices = trainer.get("devices", 1)
-    first = devices[:1] if isinstance(devices, list) else devices.split(",")[0] + "," if isinstance(devices, str) and "," in devices else 1
-    return {**trainer, "devices": first, "strategy": "auto", "num_nodes": 1, **changed}
+def one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's trainer for what this process does alone afterwards, perhaps on another machine: on what there is here."""
+    import torch
+
+    devices, accelerator = trainer.get("devices", 1), trainer.get("accelerator", "auto")
+    chosen = devices[:1] if isinstance(devices, list) and torch.cuda.is_available() else 1
+    return {**trainer, "devices": chosen, "accelerator": "cpu" if accelerator == "cpu" else "auto", "strategy": "auto", "num_nodes": 1}
 
 
 def threads_each(count: int) -> int:

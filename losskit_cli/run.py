@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import pickle
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from losskit_cli.progress import ProgressBar
 from losskit_cli.ranks import BLAME_SECONDS, Ranks, is_about_ranks, leave, one_device, own_rank
 from losskit_cli.rundir import CHECKPOINTS, RunSpec
 from losskit_cli.session import Tracking
+from losskit_cli.threads import cpu_threads
 
 
 @dataclass
@@ -110,7 +113,8 @@ def execute(
         tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
         with ranks.watched(give_up):
             ranks.meet()
-            metrics = _fit_and_test(experiment, run_dir, checkpoint)
+            with _own_exits(), cpu_threads(spec.config["trainer"].get("threads", "auto"), experiment.operations):
+                metrics = _fit_and_test(experiment, run_dir, checkpoint)
         leave()
         notes += filter(None, [ranks.wait()])
     except TrainingInterrupted as interruption:
@@ -137,7 +141,7 @@ def execute(
 def dry_run(spec: RunSpec, load_model: Callable[[str], nn.Module] | None = None) -> dict[str, Any]:
     """Compose, check, build, one batch forward and backward; nothing is recorded."""
     quiet_libraries()
-    experiment = Builder(spec.config, spec.choices, load_model).experiment()
+    experiment = Builder(spec.config, spec.choices, load_model).experiment(train_teacher=False)
     task = experiment.task
     tried = first_batch(experiment, spec.choices)
     batch, total, parts = tried.batch, tried.total, tried.parts
@@ -157,14 +161,11 @@ def dry_run(spec: RunSpec, load_model: Callable[[str], nn.Module] | None = None)
 
 
 def restored(spec: RunSpec, checkpoint: Path, *, load_data: bool, load_model: Callable[[str], nn.Module] | None = None) -> Experiment:
-    """The experiment of ``spec`` with the weights and the fitted data state of ``checkpoint``, in this process alone.
-
-    Without data nothing is left for the trainer to do, so the run's accelerator need not be on this machine.
-    """
+    """The experiment of ``spec`` with the weights and the fitted data state of ``checkpoint``, in this process alone, on what this machine has."""
     quiet_libraries()
     state = read_checkpoint(checkpoint)
-    trainer = one_device(spec.config["trainer"], **({} if load_data else {"accelerator": "cpu", "devices": 1}))
-    experiment = Builder({**spec.config, "trainer": trainer}, spec.choices, load_model).experiment(checkpoint=state, load_data=load_data)
+    config = {**spec.config, "trainer": one_device(spec.config["trainer"])}
+    experiment = Builder(config, spec.choices, load_model).experiment(checkpoint=state, load_data=load_data)
     check_fits(experiment, state, checkpoint)
     experiment.task.load_state_dict(state["state_dict"])
     return experiment
@@ -239,9 +240,9 @@ def _built(
         done, total = state.get("global_step", 0), experiment.facts["total_steps"]
         if done > total:
             raise UsageError(f"{spec.name} has done {done} steps already, and trainer.max_epochs and trainer.max_steps now allow {total}: allow more")
-    elif spec.config["train"]:
+    if spec.config["train"]:
         with leaving_no_trace(experiment.task):
-            first_batch(experiment, spec.choices)
+            experiment.operations = first_batch(experiment, spec.choices).operations
     experiment.trainer.callbacks.extend(tracking.callbacks())  # type: ignore[attr-defined]
     if console.is_terminal and not console.quiet:
         bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])
@@ -287,6 +288,22 @@ def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None
     return metrics
 
 
+@contextmanager
+def _own_exits() -> Iterator[None]:
+    """Lightning answers Ctrl-C by leaving the process with SIGINT ignored; here it is a ``KeyboardInterrupt`` again, and the run gets its end."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from leaving
+        raise RuntimeError(f"a component ended the process: sys.exit({leaving.code!r})") from leaving
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
 def _nothing_trained(config: Mapping[str, Any]) -> list[str]:
     untrained = not config["train"] and not config.get("ckpt_path")
     return ["train=false without ckpt_path=…: these are the figures of the model as it was made"] if untrained else []
@@ -294,6 +311,19 @@ def _nothing_trained(config: Mapping[str, Any]) -> list[str]:
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in sorted(metrics.items())}
+
+
+def _with_causes(failure: BaseException) -> Iterator[BaseException]:
+    """An exception and those in whose handling it arose: torch's writer tells of a full disk only so."""
+    error: BaseException | None = failure
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_full_disk(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or (isinstance(error, RuntimeError) and "No space left on device" in str(error))
 
 
 def _explained(failure: Exception, run_dir: Path, name: str, ranks: Ranks) -> RunError:
@@ -304,8 +334,7 @@ def _explained(failure: Exception, run_dir: Path, name: str, ranks: Ranks) -> Ru
     lost = ranks.failure(BLAME_SECONDS) if is_about_ranks(failure) else None
     if lost is not None:
         return _lost(lost, run_dir, name)
-    full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(failure, RuntimeError) and "No space left on device" in str(failure)):
+    if any(is_full_disk(error) for error in _with_causes(failure)):
         error = RunError(f"the disk is full ({run_dir}); the last whole checkpoint is kept. Make room, then: losskit resume {name}")
     else:
         told = isinstance(failure, NonFiniteLossError | LosskitError | ValueError)

@@ -282,13 +282,19 @@ class Task(lightning.LightningModule):
         gathers = self.trainer.world_size > 1 and getattr(self.objective.loss.module, "pairwise", False)
         if count == 0 and not gathers:  # this rank's share of the last batch under DDP; a loss that gathers needs every rank
             return
-        quantities = self.quantities(batch)
+        quantities = self.quantities(batch) if count else self._no_rows(batch)
         loss = self.evaluation_loss(quantities)
         if loss is not None:
             self._evaluated[stage].update(loss, count)
         if count:
             self._update_metrics(stage, quantities)
             self.evaluate_more(stage, quantities)
+
+    def _no_rows(self, batch: Batch) -> Quantities:
+        """What the main loss asks for, of no samples. Models and transforms need not take empty batches: they see one of zeros."""
+        quantities = self.quantities({name: value.new_zeros(1, *value.shape[1:]) if isinstance(value, Tensor) else value for name, value in batch.items()})
+        asked = {name: quantities[name] for name in self.objective.loss.arguments.values()}
+        return quantities.replace(**{name: value[:0] for name, value in asked.items() if isinstance(value, Tensor) and value.ndim})
 
     def evaluation_loss(self, quantities: Quantities) -> Tensor | None:
         """The main loss of a validation or test batch; None where it has no value."""

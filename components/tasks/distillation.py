@@ -45,6 +45,7 @@ class DistillationTask(ClassificationTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_training(teacher_epochs, teacher_lr)
         self.teacher = teacher.requires_grad_(False)
         self.teacher.eval()
         self.teacher_source = {"run": teacher_run, "epochs": teacher_epochs, "lr": teacher_lr}
@@ -75,8 +76,7 @@ def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10,
     Raises:
         ValueError: if ``epochs`` or ``lr`` is out of range, or the loss is not finite.
     """
-    require(epochs >= 1, "teacher_epochs must be >= 1", epochs)
-    require(lr > 0, "teacher_lr must be > 0", lr)
+    check_training(epochs, lr)
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     loss = torch.zeros((), device=device)
@@ -96,6 +96,11 @@ def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10,
     last = float(loss.detach())
     require(math.isfinite(last), f"the teacher's training diverged (teacher_lr={lr}): its loss is not finite", last)
     return model.requires_grad_(False).eval()
+
+
+def check_training(epochs: int, lr: float) -> None:
+    require(epochs >= 1, "teacher_epochs must be >= 1", epochs)
+    require(lr > 0, "teacher_lr must be > 0", lr)
 
 
 def classification_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class SelfSupervisedTask(Task):
         )
 
     def features_of(self, inputs: Tensor) -> Tensor:
+        if not len(inputs):  # a rank's share of a last batch; a model need not take it
+            return self.features_of(inputs.new_zeros(1, *inputs.shape[1:]))[:0]
         features = self.run_model(inputs).features
         if features is None:
             raise ValueError(f"task=self_supervised needs a model that reports features; {type(self.model).__name__} gives only an output")
@@ -128,8 +130,10 @@ class SelfSupervisedTask(Task):
     def training_features(self, data: DataModule) -> tuple[Tensor, Tensor]:
         """Features and labels of the training split, of at most ``probe_samples`` samples, from all ranks."""
         features, labels = [], []
+        precision = self.trainer.precision_plugin
         for batch in data.loader("train", data.eval_batch_size):
-            features.append(self.features_of(batch["inputs"].to(self.device)).float())
+            with precision.forward_context():
+                features.append(self.features_of(precision.convert_input(batch["inputs"].to(self.device))).float())
             labels.append(batch["target"].to(self.device))
         all_features, all_labels = gather_rows(torch.cat(features)), gather_rows(torch.cat(labels))
         chosen = torch.linspace(0, len(all_features) - 1, min(self.probe_samples, len(all_features)), device=self.device).round().long()

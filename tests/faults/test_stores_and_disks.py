@@ -92,10 +92,11 @@ class TestFullDisk:
     def test_while_the_journal_is_written(self, project: Path, losskit: Losskit, monkeypatch: pytest.MonkeyPatch) -> None:
         from losskit_cli.tracking.journal import Journal
 
-        write, written = Journal._write, []
+        write = Journal._write
+        written: list[bytes | None] = []
 
         def write_until_full(journal: Journal, data: bytes) -> None:
-            if b'"s":8' in data or written and written[-1] is None:
+            if b'"s":8' in data or (written and written[-1] is None):
                 written.append(None)
                 raise FULL
             written.append(data)
@@ -104,7 +105,7 @@ class TestFullDisk:
         with monkeypatch.context() as full:
             full.setattr(Journal, "_write", write_until_full)
             result = losskit("train", *EXPERIMENT, "tracking.flush_seconds=0.05")
-        assert_failed_with_one_message(result, "the disk is full: cannot write", "tracking.jsonl")
+        assert_failed_with_one_message(result, "the disk is full", "losskit resume victim")
         checkpoints = only_run_dir(project) / "checkpoints"
         assert is_intact(checkpoints / "last.ckpt") and torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] <= 9
         assert statuses(project) == ["FAILED"]  # the journal's last word could not be written: the writer had it from the pipe
@@ -132,7 +133,7 @@ class TestFullDisk:
         assert statuses(project) == []
 
 
-class mounted:  # noqa: N801  used like a function, in `with`
+class mounted:
     """A small file system of its own at ``path``; skips the test where mounting is not permitted."""
 
     def __init__(self, path: Path, options: str) -> None:
