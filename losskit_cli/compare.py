@@ -353,7 +353,8 @@ class _Layout:
     def left_out(self) -> list[str]:
         """What is not shown, for the reader."""
         missing = [c for c in self.comparison.columns if c not in self.columns and c.name not in ("id", "status")]
-        params = sorted(self._telling([c for c in missing if c.kind == "param"]), key=self._rank)
+        telling = self._telling([c for c in self.comparison.columns if c.kind == "param"])
+        params = sorted((c for c in telling if c in missing), key=self._rank)
         notes = []
         for what, names in (("also different", [c.name for c in params]), ("no room for", [c.name for c in missing if c.kind != "param"])):
             if names:

@@ -146,8 +146,12 @@ class TestDebug:
     def test_profiler_leaves_its_report_in_the_run_directory(self, losskit: Losskit) -> None:
         summary = ok(losskit("train", "debug=profiler", *TINY[:3], "--json")).json()
         assert summary["steps"] == 7
-        reports = [p for p in Path(summary["run_dir"]).rglob("*") if p.is_file() and "Profiler Report" in p.read_text(errors="ignore")]
-        assert len(reports) == 1
+        reports = {p.name: p.read_text() for p in Path(summary["run_dir"]).glob("*-profile.txt")}
+        assert set(reports) == {"fit-profile.txt", "test-profile.txt"} and "Profiler Report" in reports["fit-profile.txt"]
+
+    def test_profilers_have_names(self, losskit: Losskit) -> None:
+        result = losskit("train", *TINY, "trainer.profiler=simpel")
+        assert result.code == 2 and "trainer.profiler='simpel': it takes simple, advanced, pytorch or null; did you mean 'simple'?" in result.err
 
     def test_default_detects_anomalies(self, losskit: Losskit) -> None:
         config = json.loads(ok(losskit("config", "debug=default", "--json")).out)

@@ -29,7 +29,7 @@ from losskit_cli.compose import Composer
 from losskit_cli.errors import UsageError
 from losskit_cli.overlay import overlay, relocated
 from losskit_cli.progress import fitting
-from losskit_cli.rundir import SPEC, RunSpec, make_run_dir
+from losskit_cli.rundir import SPEC, RunSpec
 from losskit_cli.runs import find_run
 from losskit_cli.tracking.journal import LIVE_LOCK
 from losskit_cli.tracking.store import Store
@@ -107,6 +107,15 @@ def stored(workdir: Path, store_template: Path) -> Path:
     return workdir
 
 
+def parts(table: str, width: int) -> tuple[str, list[str], str]:
+    """A table's heading, its rows, and the notes below it; every line is at most ``width`` characters long."""
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= width
+    rule = next(i for i, line in enumerate(lines) if set(line) == {"─", " "})
+    end = next((i for i, line in enumerate(lines) if line.startswith(("also different", "no room for"))), len(lines))
+    return " ".join(lines[:rule]), lines[rule + 1 : end], " ".join(line.strip() for line in lines[end:])
+
+
 def history(directory: Path, run_id: str, key: str) -> list[tuple[int, float]]:
     with contextlib.closing(sqlite3.connect(directory / "mlflow.db")) as store:
         return store.execute("SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step", (run_id, key)).fetchall()
@@ -162,8 +171,9 @@ class TestFinding:
             find_run("plane")
         with pytest.raises(UsageError, match="there is no run"):
             find_run("lain")  # not a word of a name
-        again = [make_run_dir(Path("elsewhere"), "twin"), make_run_dir(Path("elsewhere"), "twin")]
+        again = [Path("elsewhere", day, "14-05-09-twin").absolute() for day in ("2026-01-30", "2026-01-31")]
         for run_dir in again:
+            run_dir.mkdir(parents=True)
             RunSpec.load(Path(project.plain["run_dir"])).save(run_dir)
         with pytest.raises(UsageError, match=r"'twin' names 2 runs: .*Use the directory"):
             find_run("twin", "elsewhere")
@@ -347,13 +357,13 @@ class TestOverlay:
         assert "l1" not in overlay(saved, ["~regularizer.l1"]).spec.config["regularizer"]
 
     def test_a_choice_that_changes_others_carries_over_what_has_a_place(self, conf: Path) -> None:
-        composed = Composer().compose(["data=csv", "data.path=a.csv", "data.target=y", "data.separator=;", "model.hidden=[8]"])
+        composed = Composer().compose(["data=csv", "data.path=a.csv", "data.target=y", 'data.separator=";"', "model.hidden=[8]"])
         saved = RunSpec("table", composed.resolved(), composed.choices, composed.overrides, [])
         laid = overlay(saved, ["data=parquet", "data.path=a.parquet"])
         assert laid.spec.config["data"]["target"] == "y" and laid.spec.config["data"]["path"] == "a.parquet"
-        assert laid.left_out == (("data.separator=;", "data=csv"),) and laid.spec.config["model"]["hidden"] == [8]
+        assert laid.left_out == (('data.separator=";"', "data=csv"),) and laid.spec.config["model"]["hidden"] == [8]
         pictures = overlay(saved, ["data=digits"])  # which chooses another model
-        assert {text for text, _ in pictures.left_out} == {"data.path=a.csv", "data.target=y", "data.separator=;", "model.hidden=[8]"}
+        assert {text for text, _ in pictures.left_out} == {"data.path=a.csv", "data.target=y", 'data.separator=";"', "model.hidden=[8]"}
 
     def test_an_option_file_that_is_gone(self, saved: RunSpec, conf: Path) -> None:
         (conf / "loss" / "mine.yaml").unlink()
@@ -437,11 +447,8 @@ class TestCompare:
     @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
     def test_a_terminal_gets_what_fits(self, project: Project, width: int) -> None:
         compared = compare_runs(Store.open(), filter="params.trainer.max_epochs = 2")
-        text = to_table(compared, width)
-        assert max(map(len, text.splitlines())) <= width
-        heading, rule, *rows = text.split("\nalso different")[0].splitlines()
-        assert heading.split()[0] == "name" and "loss" in heading.split() and "val/loss ↓" in heading
-        assert {*rule} == {"─", " "} and len(rows) == len(compared.rows)
+        heading, rows, _ = parts(to_table(compared, width), width)
+        assert {"name", "loss", "val/loss"} <= set(heading.split()) and len(rows) == len(compared.rows)
         for row in rows:  # what is shown of a name names the run
             assert find_run(row.split()[0]).run_id in {r["id"] for r in compared.rows}
 
@@ -467,7 +474,7 @@ class TestCompare:
         assert invoke("compare", "--csv").out.startswith("id,name,status,")
         assert invoke("compare", "--markdown").out.startswith("| id | name | status |")
         grouped = invoke("compare", "--group-by", "loss,regularizer", "--metric", "test/acc", "--json").json()["rows"]
-        assert {"loss": "cross_entropy", "regularizer": None} == {k: grouped[0][k] for k in ("loss", "regularizer")} or len(grouped) > 1
+        assert {k: grouped[0][k] for k in ("loss", "regularizer")} == {"loss": "cross_entropy", "regularizer": None} or len(grouped) > 1
         assert sum(row["n"] for row in grouped) == project.count()
 
     @pytest.mark.parametrize("width", [60, 80, 100, 140])
@@ -478,15 +485,14 @@ class TestCompare:
             params |= {f"loss.{loss}_{i}": str(i) for i in range(9)} | {"metrics.acc.average": str(number)}
             options = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "data": "digits", "regularizer": f"l{number},confidence_penalty"}
             metrics = {"val/loss": 1.0 + number, "test/acc": 0.5, "test/ece": 0.1, "test/f1": 0.2, "test/loss": 1.0}
-            store.add(f"{loss}-digits-s{number}-brave-owl{number}", metrics, params=params, options=options, status="FINISHED" if number else "KILLED")
-        text = to_table(compare_runs(store), width)
-        lines = text.splitlines()
-        assert max(map(len, lines)) <= width
-        heading = " ".join(lines[:2])
-        assert {"name", "status", "val/loss", "test/acc", "loss"} <= set(heading.split()) and "KILLED" in text
-        assert ("schedule" in heading) == (width >= 100) and "data.seed" not in text  # it is the seed
-        assert re.search(r"also different: .* and \d+ more", " ".join(lines))
-        assert "(all of it: --json or --csv)" in " ".join(line.strip() for line in lines)
+            tags = {"losskit.optimized_metric": "val/loss"}
+            status = "FINISHED" if number else "KILLED"
+            store.add(f"{loss}-digits-s{number}-brave-owl{number}", metrics, params=params, options=options, tags=tags, status=status)
+        heading, rows, notes = parts(to_table(compare_runs(store), width), width)
+        assert {"name", "status", "val/loss", "test/acc", "loss"} <= set(heading.split()) and "KILLED" in rows[0]
+        assert ("schedule" in heading) == (width >= 80) and "data." not in heading  # data.seed is the seed
+        assert re.search(r"also different: .* and \d+ more", notes) and "data.seed" not in notes
+        assert notes.endswith("(all of it: --json or --csv)")
 
     def test_runs_of_one_name_are_told_apart_by_their_ids(self) -> None:
         store = MemoryStore()

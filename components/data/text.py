@@ -139,6 +139,7 @@ class PythonSource(ByteText):
             while texts and sum(map(len, taken)) < share * total:
                 taken.append(texts.pop())
             parts[name] = b"".join(taken)
+        require(bool(texts), "max_bytes leaves no file for training: it must be larger", self.max_bytes)
         return b"".join(texts), parts["val"], parts["test"]
 
     def sources(self, root: Path) -> Iterator[Path]:

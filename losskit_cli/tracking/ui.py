@@ -64,7 +64,7 @@ def run_ui(*, uri: str | None = None, port: int | None = None, cwd: Path | None 
         return 0
     finally:
         _end(server)
-    raise RunError(f"MLflow's UI ended by itself, with exit status {code}: see above")
+    raise RunError(f"MLflow's UI ended with exit status {code}: see above")
 
 
 def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:

@@ -174,9 +174,11 @@ def command_rows(bench: Bench) -> Iterator[Row]:
     *ours, imports = bench.in_turns(*contestants, lambda: bench.run(IMPORTS, folder))
     for (what, arguments), samples in zip(COMMANDS.items(), ours, strict=True):
         ratio = median(walls(samples)) / median(walls(imports))
-        promised = arguments[0] in ("--help", "list", "__complete")
         require_light(arguments, folder)
-        yield Row(f"{what} / import torch, lightning, mlflow", walls(samples), walls(imports), "s", ratio, "≤ 0.1 ×" if promised else "", ratio <= 0.1 if promised else None)
+        row = Row(f"{what} / import torch, lightning, mlflow", walls(samples), walls(imports), "s", ratio)
+        if arguments[0] in ("--help", "list", "__complete"):
+            row.goal, row.met = "≤ 0.1 ×", ratio <= 0.1
+        yield row
 
 
 def tracking_rows(bench: Bench) -> Iterator[Row]:
@@ -253,8 +255,9 @@ def require_finished(sample: Sample) -> None:
 
 def require_light(arguments: Sequence[str], folder: Path) -> None:
     """The command must not import torch or MLflow."""
-    traced = subprocess.run([sys.executable, "-X", "importtime", "-m", "losskit_cli", *arguments], cwd=folder, capture_output=True, text=True, check=True).stderr
-    heavy = sorted(set(re.findall(r"\|\s+(torch|lightning|mlflow|optuna)$", traced, re.MULTILINE)))
+    command = [sys.executable, "-X", "importtime", "-m", "losskit_cli", *arguments]
+    imported = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    heavy = sorted(set(re.findall(r"\|\s+(torch|lightning|mlflow|optuna)$", imported, re.MULTILINE)))
     if heavy:
         raise SystemExit(f"losskit {' '.join(arguments)} imports {', '.join(heavy)}")
 

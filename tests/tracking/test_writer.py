@@ -171,7 +171,9 @@ class TestResume:
         second = complete(run_dir, range(10), {"params": {"epochs": 10, "lr": 0.1, "new": 1}})
         assert first.run_id == second.run_id
         run = only_run(project)
-        assert run.params == {"epochs": "5", "lr": "0.1", "new": "1"}
+        with sqlite3.connect(project / "mlflow.db") as store:
+            assert dict(store.execute("SELECT key, value FROM params")) == {"epochs": "5", "lr": "0.1", "new": "1"}
+        assert run.params == {"epochs": "10", "lr": "0.1", "new": "1"}  # as it was trained last
         assert json.loads(run.tags["losskit.param_drift"]) == {"epochs": ["5", "10"]}
         assert history(run) == expected(range(10)) and run.status == "FINISHED"
 
