@@ -91,7 +91,7 @@ EXPERIMENT = [
     "seed=5", "allow_targets=[harm]",
 ]  # fmt: skip
 STEPS = 50
-PATIENCE = 300
+PATIENCE = 60
 
 
 def harm(name: str, **options: int) -> str:

@@ -195,7 +195,7 @@ class TestBrokenStore:
     def test_a_store_that_somebody_else_has_locked(self, project: Path, losskit: Losskit) -> None:
         holder = sqlite3.connect(project / "mlflow.db", check_same_thread=False)
         holder.execute("begin exclusive")
-        release = threading.Timer(12.0, holder.rollback)
+        release = threading.Timer(7.0, holder.rollback)
         release.start()
         result = losskit("train", *EXPERIMENT, "-q")
         release.join()
