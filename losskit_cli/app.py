@@ -89,7 +89,7 @@ def config(
 def list_(
     group: Annotated[str | None, typer.Argument(metavar="[GROUP]", help="loss, model, data … ; without it: the groups.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Only what this task can feed.")] = None,
-    search: Annotated[str | None, typer.Option("--search", help="Only what has this word in its name, description or source.")] = None,
+    search: Annotated[str | None, typer.Option("--search", help="Only what has this word in its name, description, source or parameters.")] = None,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:

@@ -206,7 +206,7 @@ def sync(runs: Sequence[str], *, uri: str | None = None) -> None:
     """``losskit sync``."""
     from losskit_cli.tracking.process import run_sync
 
-    outcomes = run_sync(list(runs), uri=uri)
+    outcomes = run_sync([str(find_run(run).run_dir) for run in runs], uri=uri)
     out = _stderr(False)
     if not outcomes:
         out.print("nothing to send: every run below outputs is in its store")
@@ -228,7 +228,11 @@ def show_config(
         _write(jsonlib.dumps({"config": config, "choices": composed.choices, "origins": composed.origins} if origins else config))
     elif origins:
         shown: Any = composed.resolved() if resolve else composed.config
-        rows = [(key, _value_at(shown, key), source) for key, source in sorted(composed.origins.items())]
+        rows = [
+            (key, _value_at(shown, key), source)
+            for key, source in sorted(composed.origins.items())
+            if not any(other.startswith(f"{key}.") for other in composed.origins)  # `callbacks: {}` of train.yaml, filled since
+        ]
         width = min(48, max((len(key) for key, _, _ in rows), default=0))
         for key, value, source in rows:
             _write(f"{key:<{width}}  {value:<28}  # {source}")

@@ -50,7 +50,7 @@ def run_list(
     json: bool = False,
     config_dirs: Sequence[Path | str] = (),
 ) -> None:
-    """Print the groups, or a group's options: those that ``task`` can feed, those whose line holds every word of ``search``.
+    """Print the groups, or a group's options: those that ``task`` can feed, those whose name and file hold every word of ``search``.
 
     Raises:
         UsageError: no such group or task (with the nearest name).
@@ -90,8 +90,7 @@ def option_rows(catalogue: Catalogue, group: str | None, *, task: str | None = N
         raise UsageError(f"there is no task={task}{did_you_mean(task, tasks)} (there is: {', '.join(tasks)})")
     rows = []
     for option in catalogue.options(group) if group else (o for g in catalogue.groups() for o in catalogue.options(g)):
-        line = f"{option.name} {option.description} {option.source}".lower()
-        if search is not None and not all(word in line for word in search.lower().split()):
+        if search is not None and not all(word in f"{option.name}\n{option.text}".lower() for word in search.lower().split()):
             continue
         if task is not None and not catalogue.suits_task(option, task):
             continue

@@ -268,10 +268,8 @@ def _other_devices(experiment: Experiment, state: Mapping[str, Any]) -> list[str
     before, now = len(state.get("losskit", {}).get("ranks", [None])), experiment.trainer.world_size
     if before == now:
         return []
-    return [
-        f"trainer.devices={now} after {before}: a step now sees data.batch_size x devices = {experiment.facts['batch_size']} samples. "
-        "The same product as before keeps the order of the data and the schedule"
-    ]
+    samples = experiment.facts["batch_size"]
+    return [f"trainer.devices={now} after {before}: a step now sees {samples} samples, an epoch has other steps, and schedules run over another length"]
 
 
 def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None) -> dict[str, float]:

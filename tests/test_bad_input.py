@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-import losskit_cli.run
 from components.callbacks import is_intact
 from losskit_cli.app import run as command_line
+from losskit_cli.first_batch import first_batch
 from tests.conftest import Result, command
 
 Losskit = Callable[..., Result]
@@ -266,15 +266,16 @@ class TestCombinations:
             "    def forward(self, x):\n        self.calls += self.training\n        self.seen.append(float(x.sum()))\n"
             "        return self.out(self.drop(self.norm(x))) + 0.01 * self.calls + 1e-6 * len(self.seen)\n"
         )
-        weights, seen, real = [], [], losskit_cli.run.first_batch
+        weights: list[dict[str, torch.Tensor]] = []
+        seen: list[Any] = []
 
-        def first_batch(*given: Any) -> Any:
+        def only_once(*given: Any) -> Any:
             """Tries it in the first run alone, and then says what it has said."""
             if not seen:
-                seen.append(real(*given))
+                seen.append(first_batch(*given))
             return seen[0]
 
-        monkeypatch.setattr("losskit_cli.run.first_batch", first_batch)
+        monkeypatch.setattr("losskit_cli.run.first_batch", only_once)
         for tried in (True, False):
             options = (f"allow_targets=[{module}]", f"model={module}", "transform=[gaussian_noise]", "-cd", "conf", f"output_dir=tried_{tried}")
             Path("conf/model").mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -108,8 +108,8 @@ def seen(directory: Path, rank: int = 0) -> dict[str, Any]:
 
 def further_ranks(directory: Path) -> list[int]:
     """Processes of further ranks whose run is below ``directory``."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listed if "losskit_cli.ranks" in line and str(directory) in line]
+    running = [p.info for p in psutil.process_iter(["pid", "status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    return [info["pid"] for info in running if "losskit_cli.ranks" in (info["cmdline"] or []) and str(directory) in " ".join(info["cmdline"])]
 
 
 # -- two processes ------------------------------------------------------------------------------------------------------

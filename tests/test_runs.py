@@ -571,11 +571,12 @@ class TestSync:
         kept = losskit("train", *arguments, "tracking.on_error=buffer", "--json")
         assert kept.code == 0 and kept.json()["run_id"] is None
         assert losskit("eval", "away", "--json").json()["run_name"] == "away"
-        sent = losskit("sync", "--uri", "sqlite:///mlflow.db")
+        sent = losskit("sync", "away", "--uri", "sqlite:///mlflow.db")
         assert sent.code == 0 and "all of it is in the store" in sent.err
         info = Store.open().find("away")
         assert info.status == "FINISHED" and info.metrics["test/acc"] == pytest.approx(kept.json()["metrics"]["test/acc"])
         assert "nothing to send" in losskit("sync").err
+        assert losskit("sync", "nobody").code == 2
 
 
 class TestUi:

@@ -53,17 +53,18 @@ def run_ui(*, uri: str | None = None, port: int | None = None, cwd: Path | None 
     chosen = free_port(port)
     where = f"http://{HOST}:{chosen}"
     say(f"starting MLflow's UI on {where} …")
-    # a process group of its own: MLflow starts further processes, and all of them must end with this one, however it is ended
-    server = subprocess.Popen(ui_command(address, chosen), env={**SERVER_DEFAULTS, **os.environ}, start_new_session=True)
     try:
         with _ending_by_signals():
-            if _answers(where, server):
-                say(f"MLflow's UI: {where} (Ctrl-C ends it)")
-            code = server.wait()
+            # a process group of its own: MLflow starts further processes, and all of them must end with this one, however it is ended
+            server = subprocess.Popen(ui_command(address, chosen), env={**SERVER_DEFAULTS, **os.environ}, start_new_session=True)
+            try:
+                if _answers(where, server):
+                    say(f"MLflow's UI: {where} (Ctrl-C ends it)")
+                code = server.wait()
+            finally:
+                _end(server)
     except KeyboardInterrupt:
         return 0
-    finally:
-        _end(server)
     raise RunError(f"MLflow's UI ended with exit status {code}: see above")
 
 

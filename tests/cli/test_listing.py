@@ -43,6 +43,7 @@ class TestList:
     def test_search_takes_every_word_and_all_groups(self, catalogue: Catalogue) -> None:
         assert [r["name"] for r in option_rows(catalogue, "loss", search="cross-entropy fades")] == ["focal"]
         assert option_rows(catalogue, "loss", search="FOCAL")[0]["name"] == "focal"
+        assert [r["name"] for r in option_rows(catalogue, "loss", task="embedding", search="margin")] == ["triplet"], "a parameter's name"
         assert {"loss", "schedule"} <= {r["group"] for r in option_rows(catalogue, None, search="e")}
 
     def test_nothing_found_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:

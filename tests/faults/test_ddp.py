@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -91,7 +92,7 @@ EXPERIMENT = [
     "seed=5", "allow_targets=[harm]",
 ]  # fmt: skip
 STEPS = 50
-PATIENCE = 60
+PATIENCE = 300
 
 
 def harm(name: str, **options: int) -> str:
@@ -127,7 +128,8 @@ def outcome(directory: Path) -> dict[str, Any]:
     with sqlite3.connect(directory / "mlflow.db") as store:
         runs = store.execute("select run_uuid, status from runs").fetchall()
         history = store.execute("select key, step, value from metrics order by key, step, timestamp").fetchall()
-    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"][0]["state"], "history": history, "runs": runs, "step": checkpoint["global_step"]}  # noqa: E501
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    return {"weights": checkpoint["state_dict"], "optimizer": optimizer, "history": history, "runs": runs, "step": checkpoint["global_step"]}
 
 
 def assert_the_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -146,9 +148,10 @@ def status(directory: Path) -> list[str]:
         return [row[0] for row in store.execute("select status from runs")]
 
 
-def further_ranks(directory: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in listed if "losskit_cli.ranks" in line and str(directory) in line and line.split()[1][0] != "Z"]
+def further_ranks(directory: Path) -> list[int]:
+    """Processes of further ranks whose run is below ``directory``."""
+    running = [p.info for p in psutil.process_iter(["pid", "status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    return [info["pid"] for info in running if "losskit_cli.ranks" in (info["cmdline"] or []) and str(directory) in " ".join(info["cmdline"])]
 
 
 def assert_nothing_runs(directory: Path) -> None:
@@ -171,7 +174,9 @@ def test_a_killed_rank_fails_the_run_which_can_go_on(project: Path, losskit: Los
     assert_the_same(outcome(project), unbroken)
 
 
-def test_when_rank_0_is_killed_the_others_end_and_the_run_resumes_as_if_unbroken(project: Path, shell: Callable[..., Any], losskit: Losskit, unbroken: dict[str, Any]) -> None:  # noqa: E501
+def test_when_rank_0_is_killed_the_others_end_and_the_run_resumes_as_if_unbroken(
+    project: Path, shell: Callable[..., Any], losskit: Losskit, unbroken: dict[str, Any]
+) -> None:
     killed = shell("train", *EXPERIMENT, harm("HurtAt", rank=0, step=31, signum=signal.SIGKILL), "-q", timeout=PATIENCE)
     assert killed.code == -signal.SIGKILL
     assert_nothing_runs(project)
@@ -222,7 +227,7 @@ def first_further_rank(directory: Path) -> int:
     while time.monotonic() < deadline:
         found = further_ranks(directory)
         if found:
-            return int(found[0].split()[0])
+            return found[0]
         time.sleep(0.05)
     raise AssertionError("no further rank was started")
 
@@ -236,7 +241,8 @@ def test_a_rank_that_dies_before_training_does_not_keep_the_other_waiting(projec
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Fails", "rank 1 ended with exit code 1: the dog ate it"), ("NotANumber", "rank 1 ended with exit code 1: the training loss is not finite at step 13: loss became nan")],  # noqa: E501
+    [("Fails", "rank 1 ended with exit code 1: the dog ate it"), ("NotANumber", "rank 1 ended with exit code 1: the training loss is not finite at step 13:")],
+    ids=["error", "nan"],
 )
 def test_an_error_of_another_rank_is_told(project: Path, losskit: Losskit, name: str, said: str) -> None:
     failed = losskit("train", *EXPERIMENT, harm(name), "tracking=none")
@@ -267,11 +273,11 @@ def test_a_port_that_is_taken_and_a_name_that_does_not_resolve_do_no_harm(projec
     assert os.environ["MASTER_ADDR"] == "nowhere.invalid", "put back"
 
 
-@pytest.mark.parametrize(("devices", "batch_size", "steps"), [(1, 128, STEPS), (1, 64, 90)], ids=["same step", "smaller step"])
-def test_a_run_goes_on_with_another_number_of_devices_and_says_what_changes(project: Path, losskit: Losskit, devices: int, batch_size: int, steps: int) -> None:
+def test_a_run_goes_on_with_another_number_of_devices_and_says_what_changes(project: Path, losskit: Losskit) -> None:
     assert losskit("train", *EXPERIMENT, harm("HurtAt", rank=1, step=17, signum=signal.SIGKILL), "tracking=none").code == 1
-    resumed = losskit("resume", "--last", f"trainer.devices={devices}", f"data.batch_size={batch_size}")
+    resumed = losskit("resume", "--last", "trainer.devices=1")
     assert resumed.code == 0, resumed.err
-    assert f"trainer.devices=1 after 2: a step now sees data.batch_size x devices = {batch_size * devices} samples" in resumed.err
+    assert "trainer.devices=1 after 2: a step now sees 64 samples" in resumed.err
     (run_dir,) = project.glob("outputs/*/*")
-    assert torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == steps
+    steps = torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 10 + 4 + (20 - 4) + 3 * 20, "killed after 4 of the second epoch's 10 steps; on one device an epoch has 20"
