@@ -61,31 +61,45 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
 
 
 def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
-    """Run ``spec`` in a new directory. The tracking process opens its store while this one imports torch."""
-    from losskit_cli.session import Tracking
-
+    """Run ``spec`` in a new directory."""
     if spec.config["trainer"].get("fast_dev_run"):
         spec = spec.with_config({**spec.config, "tracking": {"enabled": False}})
     run_dir = make_run_dir(Path(spec.config["output_dir"]), spec.name)
+    summary = _run_in(run_dir, spec, saved=None, quiet=quiet, json=json)
+    if spec.config["trainer"].get("fast_dev_run"):  # it saves nothing
+        remove_run_dir(run_dir)
+        summary.run_dir = None
+    return summary
+
+
+def _run_in(run_dir: Path, spec: RunSpec, *, saved: RunSpec | None, quiet: bool, json: bool) -> Any:
+    """Run ``spec`` in ``run_dir``, alone. The tracking process opens its store while this one and further ranks import torch.
+
+    Args:
+        saved: what the directory holds already, to be resumed; ``None``: a new run. Where what is asked for cannot be, and so the run
+            never begins, the directory stays what it was, or is taken away.
+    """
+    from losskit_cli.session import Tracking
+
     alone, tracking = hold(run_dir, spec.name), Tracking.off()
     try:
-        spec.save(run_dir)
+        if spec is not saved:
+            spec.save(run_dir)  # further ranks read it
         tracking = Tracking.start(run_dir, spec.config["tracking"])
-        ranks = Ranks.start(spec.config["trainer"], run_dir)
+        ranks = Ranks.start(spec.config["trainer"], run_dir, resume=saved is not None)
         import_heavy("losskit_cli.run")
         from losskit_cli.models import load_model_of_run
         from losskit_cli.run import execute
 
         with _own_stdout(json):
-            summary = execute(spec, run_dir, tracking, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
-        if spec.config["trainer"].get("fast_dev_run"):  # it saves nothing
-            remove_run_dir(run_dir)
-            summary.run_dir = None
-        return summary
+            return execute(spec, run_dir, tracking, resume=saved is not None, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
     except BaseException:
         if not tracking.begun:
             tracking.abandon()
-            remove_run_dir(run_dir)
+            if saved is None:
+                remove_run_dir(run_dir)
+            elif spec is not saved:
+                saved.save(run_dir)
         raise
     finally:
         alone.release()
@@ -107,30 +121,10 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
         raise UsageError(f"{spec.name} is finished. To train it longer: losskit resume {spec.name} trainer.max_epochs=… (or trainer.max_steps=…)")
     if found.is_running():
         raise UsageError(f"{spec.name} is still running")
-    alone = hold(found.run_dir, spec.name)
-    from losskit_cli.session import Tracking
-
     if lengthened(saved.config, spec.config) and spec.config.get("schedule"):
         note = f"schedule={spec.choices.get('schedule')} now spans the whole longer run: the learning rate goes on where that is at this step"
         _stderr(quiet).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    tracking = Tracking.off()
-    try:
-        if overrides:
-            spec.save(found.run_dir)  # further ranks read it
-        tracking = Tracking.start(found.run_dir, spec.config["tracking"])
-        ranks = Ranks.start(spec.config["trainer"], found.run_dir, resume=True)
-        import_heavy("losskit_cli.run")
-        from losskit_cli.models import load_model_of_run
-        from losskit_cli.run import execute
-
-        with _own_stdout(json):
-            summary = execute(spec, found.run_dir, tracking, resume=True, console=_stderr(quiet or json), load_model=load_model_of_run, ranks=ranks)
-    except BaseException:
-        if overrides and not tracking.begun:  # what was asked for cannot be: the run stays what it was
-            saved.save(found.run_dir)
-        raise
-    finally:
-        alone.release()
+    summary = _run_in(found.run_dir, spec, saved=saved, quiet=quiet or json, json=json)
     report(summary, json=json, quiet=quiet)
 
 
@@ -228,11 +222,7 @@ def show_config(
         _write(jsonlib.dumps({"config": config, "choices": composed.choices, "origins": composed.origins} if origins else config))
     elif origins:
         shown: Any = composed.resolved() if resolve else composed.config
-        rows = [
-            (key, _value_at(shown, key), source)
-            for key, source in sorted(composed.origins.items())
-            if not any(other.startswith(f"{key}.") for other in composed.origins)  # `callbacks: {}` of train.yaml, filled since
-        ]
+        rows = [(key, _value_at(shown, key), source) for key, source in sorted(composed.origins.items())]
         width = min(48, max((len(key) for key, _, _ in rows), default=0))
         for key, value, source in rows:
             _write(f"{key:<{width}}  {value:<28}  # {source}")

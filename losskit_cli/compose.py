@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ class Composer:
             if not override.is_hydra_override() and not self.catalogue.is_group(override.key_or_group):
                 for key in [k for k in origins if k == override.key_or_group or k.startswith(f"{override.key_or_group}.")]:
                     del origins[key]
-                origins[override.key_or_group] = f"override {override.input_line}"
+                _note_origin(origins, override.key_or_group, f"override {override.input_line}")
         return Composed(config, overrides, origins, {str(k): v for k, v in choices.items()}, self.config_dirs)
 
     @staticmethod
@@ -296,7 +297,7 @@ class _RecordingLoader(ConfigLoaderImpl):
                 named = {str(d.group).lstrip("/"): d.value for d in (loaded.defaults_list or []) if isinstance(d, GroupDefault)} if loaded else {}
                 result = _without_values_for_other_options(result, self.chosen, named)
             for key in _leaf_keys(result.config):
-                self.origins[key] = f"{path}.yaml"
+                _note_origin(self.origins, key, f"{path}.yaml")
         if group:
             self._lists.setdefault(group, []).append(name)
         return result
@@ -324,6 +325,13 @@ def _without_values_for_other_options(result: ConfigResult, chosen: Mapping[str,
             else:
                 del config[group]
     return result
+
+
+def _note_origin(origins: dict[str, str], key: str, source: str) -> None:
+    """Where the value at ``key`` came from; what was an empty mapping until now (``callbacks: {}`` of train.yaml) came from nowhere else."""
+    for parent in accumulate(key.split("."), "{}.{}".format):
+        origins.pop(parent, None)
+    origins[key] = source
 
 
 def _leaf_keys(node: Any, prefix: str = "") -> Iterable[str]:

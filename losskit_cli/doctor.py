@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from losskit_cli.errors import LosskitError
 from losskit_cli.paths import ENTRY_POINT_GROUP, package_dir, plugin_packages, shipped_config_dir
+from losskit_cli.ranks import usable_cores
 
 if TYPE_CHECKING:
     from losskit_cli.catalogue import Catalogue
@@ -118,10 +119,9 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     import torch
 
-    yield Finding("cpu", OK, f"{cores} cores of {os.cpu_count()}, {torch.get_num_threads()} torch threads")
+    yield Finding("cpu", OK, f"{usable_cores()} cores of {os.cpu_count()}, {torch.get_num_threads()} torch threads")
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(number)

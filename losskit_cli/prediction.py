@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.data import ImageFolder
 from components.data.base import Batch, DataModule
-from components.data.folder import is_picture
+from components.data.folder import pictures_below
 from components.data.tables import TableFile
 from losskit_cli.build import Experiment
 from losskit_cli.errors import UsageError
@@ -66,8 +66,8 @@ def predict_file(spec: RunSpec, checkpoint: Path, input: Path | None, output: Pa
             batches = _parts(data.read_inputs(input))
         except ValueError as error:
             raise UsageError(f"--input {input}: {error}") from error
-        if isinstance(data, ImageFolder) and input.is_dir():  # the order in which it reads them
-            names["file"] = [p.relative_to(input).as_posix() for p in sorted(input.rglob("*")) if is_picture(p)]
+        if isinstance(data, ImageFolder) and input.is_dir():
+            names["file"] = [p.relative_to(input).as_posix() for p in pictures_below(input)]
     columns = _columns(experiment, batches)
     if output.suffix == ".npz":
         arrays: dict[str, Any] = {name: np.array(values) for name, values in names.items()} | {name: values.numpy() for name, values in columns.items()}

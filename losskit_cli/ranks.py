@@ -303,8 +303,12 @@ def one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 def threads_each(count: int) -> int:
     """Threads for each of ``count`` processes that share this machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // count)
+    return max(1, usable_cores() // count)
+
+
+def usable_cores() -> int:
+    """Cores that this process may compute on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def leave() -> None:

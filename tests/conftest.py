@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+pytest.register_assert_rewrite("tests.faults.outcomes")  # so that its assertions say what differs
 
 
 @dataclass
@@ -26,6 +30,29 @@ class Result:
 
     def json(self) -> Any:
         return json.loads(self.out.strip().splitlines()[-1])
+
+
+def invoke(*arguments: str) -> Result:
+    """The command line in this process, in the working directory; for fixtures of a wider scope, which cannot use ``losskit``."""
+    from losskit_cli.app import run
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = run([*arguments])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def trained(*arguments: str) -> dict[str, Any]:
+    """The summary of a training that succeeds."""
+    result = invoke("train", *arguments, "--json")
+    assert result.code == 0, result.err
+    found: dict[str, Any] = result.json()
+    return found
+
+
+def further_ranks(directory: Path) -> list[int]:
+    """Processes of further ranks whose run is below ``directory``."""
+    running = [p.info for p in psutil.process_iter(["pid", "status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    return [info["pid"] for info in running if "losskit_cli.ranks" in (info["cmdline"] or []) and str(directory) in " ".join(info["cmdline"])]
 
 
 @pytest.fixture

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from losskit_cli.errors import UsageError
 from losskit_cli.ranks import Ranks, device_count, one_device
 from losskit_cli.rundir import SPEC
-from tests.conftest import REPOSITORY, Result
+from tests.conftest import REPOSITORY, Result, further_ranks
 
 Losskit = Callable[..., Result]
 
@@ -104,12 +103,6 @@ def probe(to: str) -> str:
 
 def seen(directory: Path, rank: int = 0) -> dict[str, Any]:
     return torch.load(directory / f"rank{rank}.pt", weights_only=True)
-
-
-def further_ranks(directory: Path) -> list[int]:
-    """Processes of further ranks whose run is below ``directory``."""
-    running = [p.info for p in psutil.process_iter(["pid", "status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
-    return [info["pid"] for info in running if "losskit_cli.ranks" in (info["cmdline"] or []) and str(directory) in " ".join(info["cmdline"])]
 
 
 # -- two processes ------------------------------------------------------------------------------------------------------

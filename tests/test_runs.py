@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -33,29 +32,13 @@ from losskit_cli.rundir import SPEC, RunSpec
 from losskit_cli.runs import find_run
 from losskit_cli.tracking.journal import LIVE_LOCK
 from losskit_cli.tracking.store import Store
-from tests.conftest import Result, command
+from tests.conftest import Result, command, invoke, trained
 from tests.tracking.memory import MemoryStore
 
 TINY = ["model=mlp", "model.hidden=[16]", "data.batch_size=256", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 PLAIN = [*TINY, "name=plain", "seed=1"]
 VARIED = [*TINY, "loss=focal", "loss.gamma=3", "optimizer=adamw", "schedule=wsd", "regularizer=[l1,l2]", "data.label_noise=0.2", "seed=2"]
 SUMMARY = ["run_id", "run_name", "status", "steps", "duration_s", "metrics", "best_checkpoint", "last_checkpoint", "run_dir"]
-
-
-def invoke(*arguments: str) -> Result:
-    """The command line in this process, in the working directory."""
-    from losskit_cli.app import run
-
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = run([*arguments])
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-def trained(*arguments: str) -> dict[str, Any]:
-    result = invoke("train", *arguments, "--json")
-    assert result.code == 0, result.err
-    found: dict[str, Any] = result.json()
-    return found
 
 
 class Project:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -12,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,27 +21,11 @@ from losskit_cli.completion import complete
 from losskit_cli.init_project import run_init
 from losskit_cli.prediction import _table
 from losskit_cli.runs import find_run
-from tests.conftest import Result
+from tests.conftest import invoke, trained
 
 SHORT = ["trainer.accelerator=cpu", "model.hidden=[16]", "tracking=none"]
 TOWNS = ("Bergen", "Oslo", "Tromsø")
 PLANS = ("basic", "plus", "pro")
-
-
-def invoke(*arguments: str) -> Result:
-    """The command line in this process, in the working directory."""
-    from losskit_cli.app import run
-
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = run([*arguments])
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-def trained(*arguments: str) -> dict[str, Any]:
-    result = invoke("train", *arguments, "--json")
-    assert result.code == 0, result.err
-    found: dict[str, Any] = result.json()
-    return found
 
 
 def customers(count: int, seed: int, *, oldest: int = 90) -> pd.DataFrame:

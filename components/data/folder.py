@@ -106,7 +106,7 @@ class ImageFolder(ArrayData):
     def read_inputs(self, path: str | Path) -> Batch:
         """A new picture, or all pictures in a folder and the folders below it, in the order of their names."""
         found = existing_path(path, "input")
-        files = sorted(p for p in found.rglob("*") if is_picture(p)) if found.is_dir() else [found]
+        files = pictures_below(found) if found.is_dir() else [found]
         require(len(files) > 0, f"input: the folder {str(path)!r} has no pictures ({', '.join(sorted(ENDINGS))})")
         return self.encoded(read_pictures(files, self.image_size, self.channels))
 
@@ -134,6 +134,11 @@ def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and path.is_file()
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures in a folder and the folders below it, in the order of their names."""
+    return sorted(p for p in folder.rglob("*") if is_picture(p))
 
 
 def list_pictures(root: Path) -> tuple[list[Path], list[str], list[str] | None]:

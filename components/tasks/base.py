@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.binding import Bound
+from components.callbacks.checkpoints import largest_of_ranks
 from components.data.base import Batch
 from components.models.base import ModelOutput, split_output
 from components.objective import Objective
@@ -340,10 +341,8 @@ class Task(lightning.LightningModule):
     def _fail(self, names: list[str], rows: Tensor) -> None:
         bad = ~torch.isfinite(rows)
         first = int(bad.any(1).nonzero()[0, 0]) if bool(bad.any()) else len(rows)
-        if self.trainer.world_size > 1:  # through the shared gradient the others have it a step later: who had it first tells
-            earliest = int(cast(Tensor, self.all_gather(torch.tensor(first, device=self.device))).min())
-            if first > earliest:
-                raise NonFiniteLossError("the training loss is not finite on another rank")
+        if first > -largest_of_ranks([-first], self.trainer)[0]:  # through the shared gradient the others have it a step later: who had it first tells
+            raise NonFiniteLossError("the training loss is not finite on another rank")
         culprits = [name for name, value in zip(names, rows[first].tolist(), strict=True) if not math.isfinite(value)]
         if first > 0:
             self._last_finite = dict(zip(names, rows[first - 1].tolist(), strict=True))

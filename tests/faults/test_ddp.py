@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from losskit_cli.rundir import CHECKPOINTS
-from tests.conftest import Result, command
+from tests.conftest import Result, command, further_ranks
+from tests.faults.outcomes import assert_the_same, outcome, run_unbroken
 
 Losskit = Callable[..., Result]
 
@@ -116,42 +116,12 @@ def project(workdir: Path, store_template: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dict[str, Any]:
     """The weights and the history of the experiment when nothing goes wrong."""
-    directory = prepare(tmp_path_factory.mktemp("unbroken"), store_template)
-    done = subprocess.run(command("train", *EXPERIMENT, "-q"), cwd=directory, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return outcome(directory)
-
-
-def outcome(directory: Path) -> dict[str, Any]:
-    (run_dir,) = directory.glob("outputs/*/*")
-    checkpoint = torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)
-    with sqlite3.connect(directory / "mlflow.db") as store:
-        runs = store.execute("select run_uuid, status from runs").fetchall()
-        history = store.execute("select key, step, value from metrics order by key, step, timestamp").fetchall()
-    optimizer = checkpoint["optimizer_states"][0]["state"]
-    return {"weights": checkpoint["state_dict"], "optimizer": optimizer, "history": history, "runs": runs, "step": checkpoint["global_step"]}
-
-
-def assert_the_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["step"] == expected["step"] == STEPS
-    assert [status for _, status in found["runs"]] == ["FINISHED"], "resuming must go on in the same MLflow run"
-    for name, weight in expected["weights"].items():
-        assert torch.equal(found["weights"][name], weight), name
-    for index, state in expected["optimizer"].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(found["optimizer"][index][name]), torch.as_tensor(value)), (index, name)
-    assert found["history"] == expected["history"]
+    return run_unbroken(prepare(tmp_path_factory.mktemp("unbroken"), store_template), EXPERIMENT, PATIENCE)
 
 
 def status(directory: Path) -> list[str]:
     with sqlite3.connect(directory / "mlflow.db") as store:
         return [row[0] for row in store.execute("select status from runs")]
-
-
-def further_ranks(directory: Path) -> list[int]:
-    """Processes of further ranks whose run is below ``directory``."""
-    running = [p.info for p in psutil.process_iter(["pid", "status", "cmdline"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
-    return [info["pid"] for info in running if "losskit_cli.ranks" in (info["cmdline"] or []) and str(directory) in " ".join(info["cmdline"])]
 
 
 def assert_nothing_runs(directory: Path) -> None:
@@ -171,7 +141,7 @@ def test_a_killed_rank_fails_the_run_which_can_go_on(project: Path, losskit: Los
     assert status(project) == ["FAILED"]
     resumed = losskit("resume", "--last", "-q")
     assert resumed.code == 0, resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 def test_when_rank_0_is_killed_the_others_end_and_the_run_resumes_as_if_unbroken(
@@ -182,7 +152,7 @@ def test_when_rank_0_is_killed_the_others_end_and_the_run_resumes_as_if_unbroken
     assert_nothing_runs(project)
     resumed = losskit("resume", "--last", "-q")
     assert resumed.code == 0, resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 @pytest.mark.parametrize(("rank", "signum", "code"), [(0, signal.SIGINT, 130), (1, signal.SIGTERM, 143)])
@@ -202,7 +172,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_with_one_checkpoint(
     assert torch.load(run_dir / CHECKPOINTS / "previous.ckpt", weights_only=True)["global_step"] == 14, "saved once"
     resumed = losskit("resume", "--last", "-q")
     assert resumed.code == 0, resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 def test_ctrl_c_while_the_ranks_have_not_met_is_heard(project: Path) -> None:

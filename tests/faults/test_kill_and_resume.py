@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from losskit_cli.rundir import CHECKPOINTS
+from tests.faults.outcomes import assert_the_same, outcome, run_unbroken
 
 HURT = '''
 import os, signal
@@ -56,38 +57,10 @@ def project(workdir: Path, store_template: Path) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dict[str, Any]:
     """The weights and the history of the experiment when nothing goes wrong."""
-    import subprocess
-
-    from tests.conftest import command
-
     directory = tmp_path_factory.mktemp("unbroken")
     (directory / "hurt.py").write_text(HURT)
     shutil.copy(store_template, directory / "mlflow.db")
-    done = subprocess.run(command("train", *EXPERIMENT, "-q"), cwd=directory, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return outcome(directory)
-
-
-def outcome(directory: Path) -> dict[str, Any]:
-    (run_dir,) = directory.glob("outputs/*/*")
-    checkpoint = torch.load(run_dir / CHECKPOINTS / "last.ckpt", weights_only=True)
-    with sqlite3.connect(directory / "mlflow.db") as store:
-        runs = store.execute("select run_uuid, status from runs").fetchall()
-        history = store.execute("select key, step, value from metrics order by key, step, timestamp").fetchall()
-    optimizer = checkpoint["optimizer_states"][0]["state"]
-    return {"weights": checkpoint["state_dict"], "optimizer": optimizer, "history": history, "runs": runs, "step": checkpoint["global_step"]}
-
-
-def assert_the_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["step"] == expected["step"] == STEPS
-    assert len(found["runs"]) == 1, "resuming must go on in the same MLflow run"
-    assert found["runs"][0][1] == "FINISHED"
-    for name, weight in expected["weights"].items():
-        assert torch.equal(found["weights"][name], weight), name
-    for index, state in expected["optimizer"].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(found["optimizer"][index][name]), torch.as_tensor(value)), (index, name)
-    assert found["history"] == expected["history"]
+    return run_unbroken(directory, EXPERIMENT, 200)
 
 
 @pytest.mark.parametrize("drawn", [range(8, STEPS // 2), range(STEPS // 2, STEPS), range(20, 21)], ids=["early", "late", "end of epoch"])
@@ -97,7 +70,7 @@ def test_a_run_killed_at_a_random_step_and_resumed_is_as_if_unbroken(project: Pa
     assert killed.code == -signal.SIGKILL
     resumed = shell("resume", "--last", "-q")
     assert resumed.code == 0, f"step {step}: {resumed.err}"
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_the_same_run(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any]) -> None:
@@ -105,7 +78,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_the_same_run(pr
     resumed = shell("resume", "--last")
     assert resumed.code == 0, resumed.err
     assert "starts anew" in resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -122,7 +95,7 @@ def test_a_signal_saves_a_checkpoint_of_the_step_and_the_run_can_go_on(
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
     resumed = shell("resume", "--last", "-q")
     assert resumed.code == 0, resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(project: Path, shell: Callable[..., Any], unbroken: dict[str, Any]) -> None:
@@ -136,7 +109,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(proj
     resumed = shell("resume", "--last")
     assert resumed.code == 0, resumed.err
     assert "last.ckpt is damaged: resumed from previous.ckpt" in resumed.err
-    assert_the_same(outcome(project), unbroken)
+    assert_the_same(outcome(project), unbroken, STEPS)
 
 
 def test_all_checkpoints_damaged_is_an_error_and_touches_nothing(project: Path, shell: Callable[..., Any]) -> None:
