@@ -146,7 +146,7 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "train",
-    resume: Annotated[str | None, typer.Option("--resume", metavar="NAME", help="Go on with a sweep, towards its total or a new one (sweep.n_trials=…).")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="NAME", help="Go on with a sweep, to its total or a new one (sweep.n_trials=…).")] = None,
     status: Annotated[str | None, typer.Option("--status", metavar="NAME", help="How far a sweep is.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="NAME", help="Checkpoint what a sweep runs and end it, wherever its workers are.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="With --status: until it is finished.")] = False,
@@ -156,7 +156,9 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search: overrides with choices or ranges are the space, all others are fixed.
+    """Search: overrides with choices are the space.
+
+    All others are fixed.
 
     Workers run side by side; a killed one's trial goes on from its checkpoint, a killed sweep with --resume.
 

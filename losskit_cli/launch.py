@@ -75,9 +75,8 @@ def go(
         from losskit_cli.run import execute
 
         with own_stdout(json):
-            return execute(
-                spec, run_dir, tracking, resume=resume, console=Console(stderr=True, quiet=quiet), load_model=load_model_of_run, ranks=ranks, callbacks=callbacks
-            )
+            console = Console(stderr=True, quiet=quiet)
+            return execute(spec, run_dir, tracking, resume=resume, console=console, load_model=load_model_of_run, ranks=ranks, callbacks=callbacks)
     except BaseException:
         if not tracking.begun:
             tracking.abandon()

@@ -61,7 +61,8 @@ class LiveTable:
         return Group(self._head(status), self._trials(status))
 
     def _head(self, status: Status) -> RenderableType:
-        counts = [(f"{status.complete} complete", "green"), (f"{status.pruned} pruned", "yellow"), (f"{status.failed} failed", "red"), (f"{status.running} running", "cyan")]
+        ended = [(f"{status.complete} complete", "green"), (f"{status.pruned} pruned", "yellow"), (f"{status.failed} failed", "red")]
+        counts = [*ended, (f"{status.running} running", "cyan")]
         line = Text.assemble((status.name, "bold"), f"  {status.finished} of {status.total} trials: ")
         for number, (text, style) in enumerate(counts):
             line.append((", " if number else "") + text, style if not text.startswith("0 ") else "dim")
@@ -114,7 +115,8 @@ def outcome_table(sweep: Sweep) -> Comparison:
     plan = sweep.plan
     trials = [t for t in sweep.trials() if t.state.is_finished()]
     keys = list(dict.fromkeys(key for t in trials for key in t.params))
-    metrics = list(dict.fromkeys([*plan.objectives, *(name for t in trials for name in (t.user_attrs.get("losskit:metrics") or {}) if name.startswith("test/"))]))
+    logged = [name for t in trials for name in t.user_attrs.get("losskit:metrics") or {}]
+    metrics = list(dict.fromkeys([*plan.objectives, *(name for name in logged if name.startswith("test/"))]))
     sign = -1 if plan.directions[0] == "maximize" else 1
 
     def order(trial: FrozenTrial) -> tuple[bool, float, int]:
@@ -123,7 +125,8 @@ def outcome_table(sweep: Sweep) -> Comparison:
     rows: list[Mapping[str, Any]] = []
     for trial in sorted(trials, key=order) if plan.kind == "sweep" else trials:
         found = (trial.user_attrs.get("losskit:metrics") or {}) | dict(zip(plan.objectives, trial.values or [], strict=False))
-        rows.append({"name": str(trial.number), "status": trial.state.name, **{k: _short(v) for k, v in trial.params.items()}, **{m: found[m] for m in metrics if m in found}})
+        params, shown = {k: _short(v) for k, v in trial.params.items()}, {m: found[m] for m in metrics if m in found}
+        rows.append({"name": str(trial.number), "status": trial.state.name, **params, **shown})
     columns = [Column("name", "text"), *(Column(k, "param") for k in keys), *(Column(m, "metric") for m in metrics)]
     columns += [Column("status", "text")] if any(row["status"] != "COMPLETE" for row in rows) else []
     return Comparison(columns, [dict(row) for row in rows], plan.objectives[0], "max" if sign < 0 else "min", [], more="--json")

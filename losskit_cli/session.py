@@ -32,7 +32,9 @@ class Tracking:
     MLflow run itself is made by :meth:`begin`, when the experiment has been built.
     """
 
-    def __init__(self, run_dir: Path | None, settings: TrackingSettings, writer: Writer | None, notes: list[str], tags: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, run_dir: Path | None, settings: TrackingSettings, writer: Writer | None, notes: list[str], tags: Mapping[str, Any] | None = None
+    ) -> None:
         self.run_dir, self.settings, self.writer, self.notes, self.tags = run_dir, settings, writer, notes, tags or {}
         self.journal: Journal | None = None
         self.begun = False

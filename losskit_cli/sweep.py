@@ -19,7 +19,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
-from sweeps.algorithms import AlgorithmError, build_pruner, parse_constraints, read_sampler
 
 from losskit_cli.commands import spec_of
 from losskit_cli.compare import better_direction, terminal_width, to_table
@@ -31,6 +30,8 @@ from losskit_cli.names import two_words
 from losskit_cli.sweep_run import SweepRun
 from losskit_cli.tracking.server import WriterServer
 from losskit_cli.trials import TrialComposer
+from sweeps.algorithms import AlgorithmError, build_pruner, parse_constraints, read_sampler
+from sweeps.launchers import LauncherError, is_launcher_override, launch
 from sweeps.pool import Pool, WorkersDie
 from sweeps.settings import Direction, Plan, SweepError, SweepSettings, auto_workers, shared_cores
 from sweeps.space import SearchSpace, SpaceError
@@ -42,6 +43,7 @@ MOST_TRIED = 500  # points of a grid whose configs are composed before anything 
 TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
 WORKER = "losskit_cli.trial_runs:main"
+LAUNCHED = "losskit_cli.trial_runs:launched"
 
 
 class SweepInterrupted(LosskitError):
@@ -153,23 +155,23 @@ def make_plan(composer: Composer, overrides: Sequence[str], *, every_point: bool
         UsageError: a mistake in the space, the settings or the experiment.
     """
     given = [_as_group(text) for text in overrides]
-    launcher = [text for text in given if _key(text).startswith("hydra")]
-    space, fixed = SearchSpace.parse([text for text in given if text not in launcher])
-    shared = [text for text in fixed if not _is_sweep_setting(text)]
-    if not any(_key(text) == "sweep" for text in fixed) and composer.compose(shared).choices.get("sweep") is None:  # an experiment may choose one
-        fixed = ["sweep=default", *fixed]
-    config = composer.compose(fixed).resolved()
+    launcher = [text for text in given if is_launcher_override(text)]
+    own = [text for text in given if text not in launcher]
+    base = [text for text in own if not _is_sweep_setting(text) and not _is_swept(text)]
+    if not any(_key(text) == "sweep" for text in own) and composer.compose(base).choices.get("sweep") is None:  # an experiment may choose one
+        own = ["sweep=default", *own]
+    trials = TrialComposer(composer, base, composer.config_name)
+    config = composer.compose([text for text in own if not _is_swept(text)]).resolved()
     settings = SweepSettings.from_config(config.pop("sweep"))
     if launcher:
         settings = settings.model_copy(update={"launcher": shlex.join(launcher)})
-    texts = [str(p) for p in space.parameters]
-    further = [f"{key}={text}" for key, text in settings.space.items() if key not in {p.name for p in space.parameters}]
-    if further:
-        space, _ = SearchSpace.parse([*texts, *further])
-    trials = TrialComposer(composer, shared, composer.config_name)
+    # the command line goes before the preset's space, whether it gives a key choices or fixes it
+    named = {_key(text) for text in own}
+    texts = [text for text in own if _is_swept(text)] + [f"{key}={text}" for key, text in settings.space.items() if key not in named]
+    space, shared = SearchSpace.parse([*base, *texts], trials.config_loader)
     space.check(trials)
     sampler, constraints = read_sampler(settings.sampler), parse_constraints(settings.constraints)
-    exhaustive = every_point or sampler.exhaustive
+    exhaustive = every_point or sampler.exhaustive or (settings.n_trials is None and space.finite)
     if not space.parameters and not every_point:
         raise UsageError("there is nothing to search: give at least one parameter choices, such as optimizer.lr=tag(log,interval(1e-4,1)) or loss=poly1,focal")
     objectives = settings.objectives or [config["optimized_metric"]]
@@ -187,7 +189,7 @@ def make_plan(composer: Composer, overrides: Sequence[str], *, every_point: bool
         name=name or settings.name or f"{'multirun' if every_point else 'sweep'}-{two_words()}",
         given=[text for text in given if _key(text) != "sweep.name"],
         fixed=shared,
-        space_given=[*texts, *further],
+        space_given=texts,
         space=space.to_dict(),
         settings=settings.model_dump(),
         objectives=objectives,
@@ -224,7 +226,8 @@ def _same_again(sweep: Sweep, plan: Plan) -> None:
     """The same command once more goes on with a sweep that is not finished; anything else needs a word."""
     if sweep.status().done and plan.total <= sweep.plan.total:
         raise UsageError(
-            f"there is a sweep {plan.name!r} already, and it is finished. More trials: losskit sweep --resume {plan.name} sweep.n_trials=…; another sweep: sweep.name=…"
+            f"there is a sweep {plan.name!r} already, and it is finished. "
+            f"More trials: losskit sweep --resume {plan.name} sweep.n_trials=…; another sweep: sweep.name=…"
         )
     _go_on_with(sweep, plan, force=False)
 
@@ -254,6 +257,10 @@ def _as_group(text: str) -> str:
 
 def _key(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~")
+
+
+def _is_swept(text: str) -> bool:
+    return bool(SearchSpace.parse([text])[0].parameters) if "=" in text and "glob(" not in text else "glob(" in text
 
 
 def _is_sweep_setting(text: str) -> bool:
@@ -358,12 +365,12 @@ def _devices(trainer: Mapping[str, Any]) -> list[str]:
 
 def _launch(sweep: Sweep, run: SweepRun) -> None:
     """Workers through a Hydra launcher plugin; it returns when all of them have ended."""
-    from sweeps.launchers import launch
-
-    settings = sweep.settings
+    settings, plan = sweep.settings, sweep.plan
     run.wait_for_id(sweep)
     jobs = 1 if settings.workers == "auto" else int(settings.workers)
-    launch(shlex.split(settings.launcher or ""), jobs, "losskit_cli.trial_runs:main", (sweep.plan.name, sweep.address, sweep.plan.cwd, None))
+    argument = {"name": plan.name, "address": sweep.address, "cwd": plan.cwd}
+    dirs = [Path(d) for d in plan.config_dirs]
+    launch(shlex.split(settings.launcher or ""), jobs, LAUNCHED, argument, directory=Path(plan.cwd), name=plan.name, paths=[plan.cwd], config_dirs=dirs)
 
 
 @contextmanager
@@ -388,7 +395,7 @@ def in_words() -> Iterator[None]:
     """Errors of ``sweeps`` as the command line's."""
     try:
         yield
-    except (AlgorithmError, SpaceError, SweepError, StorageError) as error:
+    except (AlgorithmError, LauncherError, SpaceError, SweepError, StorageError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -424,9 +431,11 @@ def _report(sweep: Sweep, now: Status, *, json: bool, quiet: bool, error: Losski
             out.print(f"\nbest {', '.join(plan.objectives)}  {best}", markup=False, highlight=False, soft_wrap=True)
             for trial in sweep.best()[:1]:
                 out.print(f"run it again     {best_command(sweep, trial)}", markup=False, highlight=False, soft_wrap=True)
-            out.print(f"look at it       losskit compare --sweep {plan.name}   ·   losskit report {plan.name}   ·   losskit ui", highlight=False, soft_wrap=True)
+            look = (f"compare --sweep {plan.name}", f"report {plan.name}", f"ui --sweep {plan.name}")
+            out.print(f"look at it       {'   ·   '.join(f'losskit {words}' for words in look)}", highlight=False, soft_wrap=True)
     for trial in failed if not quiet else ():
-        sys.stderr.write(f"Error: trial {trial.number} ({' '.join(trial.user_attrs.get('losskit:overrides', []))}): {trial.user_attrs.get(ERROR, 'no reason is known')}\n")
+        what = " ".join(trial.user_attrs.get("losskit:overrides", []))
+        sys.stderr.write(f"Error: trial {trial.number} ({what}): {trial.user_attrs.get(ERROR, 'no reason is known')}\n")
     if error is not None:
         raise error
     if failed and plan.kind == "multirun":

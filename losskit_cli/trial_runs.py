@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning
 import optuna
-from sweeps.algorithms import build_pruner, build_sampler, parse_constraints, read_sampler, record_constraints
 
 from components.tasks.base import NonFiniteLossError
 from components.validation import did_you_mean
@@ -23,6 +22,7 @@ from losskit_cli.rundir import SPEC, RunSpec, hold
 from losskit_cli.tracking.contents import PREFIX
 from losskit_cli.tracking.state import RunFile
 from losskit_cli.trials import TrialComposer
+from sweeps.algorithms import build_pruner, build_sampler, parse_constraints, read_sampler, record_constraints
 from sweeps.space import SearchSpace
 from sweeps.study import PARENT, RUNS, Sweep, runs_of
 from sweeps.worker import Attempt, TrialFailed, TrialInterrupted, TrialPruned, Worker
@@ -195,4 +195,14 @@ def main(name: str, address: str, cwd: str, device: str | None) -> None:
         return
 
 
-__all__ = ["TIMES", "Reports", "TrialRunner", "figures", "main", "mean_of", "worker_of_sweep"]
+def launched(argument: Mapping[str, Any]) -> None:
+    """A worker that a Hydra launcher has started, on this machine or another one."""
+    from sweeps.storage import open_storage
+
+    if Path(argument["cwd"]).is_dir():
+        os.chdir(argument["cwd"])
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    worker_of_sweep(Sweep.open(argument["name"], open_storage(argument["address"]), argument["address"])).work()
+
+
+__all__ = ["TIMES", "Reports", "TrialRunner", "figures", "launched", "main", "mean_of", "worker_of_sweep"]

@@ -159,7 +159,8 @@ class Plan:
 
     def _identity(self) -> dict[str, Any]:
         settings = {k: v for k, v in self.settings.items() if k not in RESUMABLE and k not in ("name", "storage", "space")}
-        return {"config": self.config, "space": self.space, "settings": settings, "objectives": self.objectives, "directions": self.directions, "seeds": self.seeds}
+        objectives = dict(zip(self.objectives, self.directions, strict=True))
+        return {"config": self.config, "space": self.space, "settings": settings, "objectives": objectives, "seeds": self.seeds}
 
     def differences(self, other: Plan, flat: Any) -> list[str]:
         """What another plan would do otherwise, one line each: ``loss.gamma: 2 -> 3``.

@@ -100,7 +100,8 @@ class Sweep:
             SweepError: there is one of that name.
         """
         try:
-            study = optuna.create_study(study_name=plan.name, storage=storage, directions=plan.directions, sampler=_no_sampler(), pruner=optuna.pruners.NopPruner())
+            pruner = optuna.pruners.NopPruner()
+            study = optuna.create_study(study_name=plan.name, storage=storage, directions=plan.directions, sampler=_no_sampler(), pruner=pruner)
         except DuplicatedStudyError as error:
             raise SweepError(f"there is a sweep {plan.name!r} already: to go on with it, losskit sweep --resume {plan.name}; or set sweep.name=…") from error
         study.set_user_attr(PLAN, plan.to_json())

@@ -36,8 +36,8 @@ class Slow(lightning.Callback):
         time.sleep(self.seconds)
 '''
 EXPERIMENT = [
-    "data=iris", "model=linear", "trainer.max_epochs=10", "trainer.accelerator=cpu", "data.batch_size=32", "callbacks.checkpoints.every_n_steps=5", "tracking.plots=false",
-    "tracking.log_checkpoints=false", "tracking.capture_code=false", "allow_targets=[slow]", "+callbacks.slow={_target_: slow.Slow, seconds: 0.02}",
+    "data=iris", "model=linear", "trainer.max_epochs=10", "trainer.accelerator=cpu", "data.batch_size=32", "callbacks.checkpoints.every_n_steps=5",
+    "tracking.plots=false", "tracking.log_checkpoints=false", "tracking.capture_code=false", "allow_targets=[slow]", "+callbacks.slow={_target_: slow.Slow, seconds: 0.02}",
 ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_a_sweep_whose_workers_are_killed_ten_times_and_itself_twice_ends_with_e
             sweeps_killed += 1
             process = start(project, *arguments) if sweeps_killed == 1 else start(project, "sweep", "--resume", "hunted")
             continue
-        wait_until(lambda: workers_of(sweep) or process.poll() is not None)
+        wait_until(lambda: workers_of(sweep) or process.poll() is not None)  # noqa: B023  it is called at once
         assert process.poll() is None, (project / "sweep.log").read_text()
         time.sleep(draw.uniform(0.1, 0.6))
         alive = [pid for pid in workers_of(sweep) if psutil.pid_exists(pid)]
@@ -178,9 +178,8 @@ def test_ctrl_c_checkpoints_what_runs_and_resume_goes_on_in_the_same_runs(projec
 
 
 def test_a_stopped_worker_that_comes_back_drops_what_it_found(project: Path) -> None:
-    process = start(
-        project, "sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", "sweep.n_trials=3", "sweep.workers=2", "sweep.name=asleep", "sweep.grace_seconds=2"
-    )
+    space = ["optimizer.lr=tag(log,interval(1e-3,1))", "sweep.n_trials=3"]
+    process = start(project, "sweep", *EXPERIMENT, *space, "sweep.workers=2", "sweep.name=asleep", "sweep.grace_seconds=2")
     sweep = opened("asleep")
     wait_until(lambda: workers_of(sweep))
     time.sleep(0.3)
