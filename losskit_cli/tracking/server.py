@@ -101,7 +101,7 @@ class WriterServer:
         listening.listen(64)
         from losskit_cli.tracking.process import own_command
 
-        words, environment = own_command("losskit_cli.tracking.server", str(listening.fileno()))
+        words, environment = own_command("losskit_cli.tracking", str(listening.fileno()))
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, pass_fds=[listening.fileno()], start_new_session=True
         )
@@ -202,9 +202,4 @@ def main(descriptor: int) -> None:
     serve(socket.socket(fileno=descriptor))
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
-    os._exit(0)
-
-
-__all__ = ["ADDRESS", "ServedProcess", "WriterServer", "fork_writer"]
+__all__ = ["ADDRESS", "ServedProcess", "WriterServer", "fork_writer", "main"]

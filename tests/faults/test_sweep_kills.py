@@ -37,7 +37,8 @@ class Slow(lightning.Callback):
 '''
 EXPERIMENT = [
     "data=iris", "model=linear", "trainer.max_epochs=10", "trainer.accelerator=cpu", "data.batch_size=32", "callbacks.checkpoints.every_n_steps=5",
-    "tracking.plots=false", "tracking.log_checkpoints=false", "tracking.capture_code=false", "allow_targets=[slow]", "+callbacks.slow={_target_: slow.Slow, seconds: 0.02}",
+    "tracking.plots=false", "tracking.log_checkpoints=false", "tracking.capture_code=false", "allow_targets=[slow]",
+    "+callbacks.slow={_target_: slow.Slow, seconds: 0.02}",
 ]  # fmt: skip
 
 
