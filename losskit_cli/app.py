@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from losskit_cli.errors import LosskitError, said_by
+from losskit_cli.errors import LosskitError, UsageError, said_by
 
 app = typer.Typer(
     name="losskit",
@@ -142,6 +142,65 @@ def plot(
 
 
 @app.command()
+def sweep(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "train",
+    resume: Annotated[str | None, typer.Option("--resume", metavar="NAME", help="Go on with a sweep, to its total or a new one (sweep.n_trials=…).")] = None,
+    status: Annotated[str | None, typer.Option("--status", metavar="NAME", help="How far a sweep is.")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", metavar="NAME", help="Checkpoint what a sweep runs and end it, wherever its workers are.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="With --status: until it is finished.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --resume: also where the configuration has changed; both are recorded.")] = False,
+    storage: Annotated[str | None, typer.Option("--storage", help="With --resume, --status, --stop: where the sweep is; default: ./sweeps.db.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the space and show what would be searched.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search: overrides with choices are the space.
+
+    All others are fixed.
+
+    Workers run side by side; a killed one's trial goes on from its checkpoint, a killed sweep with --resume.
+
+    \b
+    losskit sweep 'optimizer.lr=tag(log,interval(1e-4,1))' loss=poly1,focal 'loss.epsilon=interval(-1,5)' sweep.n_trials=50
+    losskit sweep sweep=quick_tpe 'model.dropout=interval(0,0.5)' sweep.workers=4 sweep.pruner=hyperband
+    losskit sweep --resume brave-owl sweep.n_trials=100
+    losskit sweep --status brave-owl --watch
+    """
+    if sum(value is not None for value in (resume, status, stop)) > 1:
+        raise UsageError("--resume, --status and --stop are three different things: give one of them")
+    from losskit_cli import sweep as commands
+
+    if status is not None:
+        commands.status(status, storage=storage, watch=watch, json=json)
+    elif stop is not None:
+        commands.stop(stop, storage=storage)
+    elif resume is not None:
+        commands.resume(resume, overrides or [], storage=storage, force=force, json=json, quiet=quiet)
+    else:
+        from losskit_cli.compose import Composer
+
+        commands.start(Composer(config_dir or [], config_name), overrides or [], dry_run=dry_run, json=json, quiet=quiet)
+
+
+@app.command()
+def worker(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The sweep.")],
+    storage: Annotated[str | None, typer.Option("--storage", help="Where the sweep is; default: ./sweeps.db.")] = None,
+) -> None:
+    """One more worker for a running sweep, from any shell or machine that reaches its storage.
+
+    \b
+    losskit worker brave-owl
+    losskit worker brave-owl --storage grpc://head:13000
+    """
+    from losskit_cli.sweep import worker as command
+
+    command(name, storage=storage)
+
+
+@app.command()
 def resume(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id or its beginning, its name or its end (brave-owl), or its directory.")] = None,
     overrides: Overrides = None,
@@ -250,37 +309,88 @@ def predict(
 @app.command()
 def compare(
     metric: Annotated[list[str] | None, typer.Option("--metric", help="A metric to show and sort by; may be given several times.")] = None,
+    sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="NAME", help="Only the trials of this sweep; may be given several times.")] = None,
     group_by: Annotated[str | None, typer.Option("--group-by", help="Groups or keys, comma-separated: loss,schedule")] = None,
+    over: Annotated[str | None, typer.Option("--over", help="What a group's values are paired by: seed. Gives intervals and tests.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="KEY=VALUE", help="The group that others are compared with; default: the one started first.")
+    ] = None,
     filter: Annotated[str | None, typer.Option("--filter", help="\"params.loss.gamma > 1 and metrics.val/loss < 0.5\"")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many runs.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many runs or groups.")] = 50,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the groups: every value, mean and interval.")] = None,
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table on stdout.")] = False,
 ) -> None:
     """The runs of the store as a table, best first.
 
-    A terminal shows what differs and as much else as fits; a pipe, --csv and --json show more.
+    A terminal shows what differs and as much else as fits; a pipe, --csv and --json show more. Groups over seeds have a 95 % interval, and
+    each has its difference to the reference group with interval, p-value (paired t-test, Holm-corrected) and effect size (Hedges' g).
 
     \b
     losskit compare --metric test/acc
-    losskit compare --group-by loss,schedule --filter "params.seed < 3"
+    losskit compare --sweep NAME --group-by loss --over seed
+    losskit compare --group-by loss,schedule --over seed --plot groups.png
+    losskit compare --group-by loss --reference loss=cross_entropy --markdown
     losskit compare --filter "status = FINISHED and params.data = digits" --csv
     """
     from losskit_cli.compare import run_compare
 
-    run_compare(metric or [], group_by=group_by, filter=filter, limit=limit, json=json, csv=csv, markdown=markdown)
+    run_compare(
+        metric or [],
+        sweeps=sweep or [],
+        group_by=group_by,
+        over=over,
+        reference=reference,
+        filter=filter,
+        limit=limit,
+        plot=plot,
+        json=json,
+        csv=csv,
+        markdown=markdown,
+    )
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="NAME", help="The sweep.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML file; default: NAME.html")] = None,
+    storage: Annotated[str | None, typer.Option("--storage", help="Where the sweep is kept; default: sweeps.db here.")] = None,
+) -> None:
+    """A sweep on one HTML page: history, importances, slices, curves, trials.
+
+    Also the command that trains the best trial again. The page needs no network and no other file: it can be mailed, archived and printed.
+
+    \b
+    losskit report byte-lm-tpe
+    losskit report byte-lm-tpe -o reports/byte_lm.html
+    losskit report byte-lm-tpe --storage postgresql://host/sweeps
+    """
+    from losskit_cli.report import run_report
+
+    run_report(sweep, storage=storage, output=output)
 
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option("--port", help="Where MLflow's UI listens on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option("--port", help="Where the page is on 127.0.0.1.")] = 5000,
+    sweep: Annotated[str | None, typer.Option("--sweep", metavar="NAME", help="Optuna's dashboard on this sweep instead of MLflow's UI.")] = None,
+    storage: Annotated[str | None, typer.Option("--storage", help="With --sweep: where it is kept; default: sweeps.db here.")] = None,
 ) -> None:
     """MLflow's UI on this directory's store, on this machine only.
 
     \b
     losskit ui
     losskit ui --port 5050
+    losskit ui --sweep byte-lm-tpe
     """
+    if sweep is not None:
+        from losskit_cli.dashboard import run_dashboard
+
+        run_dashboard(sweep, storage=storage, port=port)
+        return
+    if storage is not None:
+        raise UsageError("--storage is about a sweep: losskit ui --sweep NAME --storage ADDRESS")
     from losskit_cli.compare import run_ui
 
     run_ui(port=port)
@@ -301,6 +411,38 @@ def sync(
     from losskit_cli.commands import sync as command
 
     command(runs or [], uri=uri)
+
+
+storage = typer.Typer(help="Where sweeps are kept, for machines that share one.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(storage, name="storage")
+
+
+@storage.command()
+def serve(
+    address: Annotated[str | None, typer.Option("--storage", metavar="ADDRESS", help="sqlite:///file, postgresql://…, journal:file; else sweeps.db")] = None,
+    host: Annotated[str, typer.Option("--host", help="The interface to listen on; 0.0.0.0: all. There is no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0: a free one.")] = 13000,
+) -> None:
+    """Serve a storage to workers that cannot reach it themselves.
+
+    Runs until Ctrl-C. Prints the grpc:// address that they use as sweep.storage.
+
+    \b
+    losskit storage serve
+    losskit storage serve --storage postgresql://user:password@db/sweeps --host 0.0.0.0
+    """
+    from losskit_cli.errors import UsageError
+    from sweeps.storage import StorageError
+    from sweeps.storage import serve as until_stopped
+
+    def announce(reached: str) -> None:
+        write_out(f"serving, until Ctrl-C, at {reached}")
+        sys.stdout.flush()
+
+    try:
+        until_stopped(address, host, port, announce=announce)
+    except StorageError as error:
+        raise UsageError(str(error)) from error
 
 
 @app.command()

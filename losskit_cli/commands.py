@@ -6,8 +6,7 @@ import json as jsonlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ from rich.text import Text
 
 from components.validation import did_you_mean
 from losskit_cli.catalogue import as_text
-from losskit_cli.compare import Column, Comparison, show_seconds, terminal_width, to_table
+from losskit_cli.compare import show_seconds
 from losskit_cli.compose import Composed, Composer, to_yaml
 from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.importing import import_heavy
+from losskit_cli.launch import go, own_stdout, start
 from losskit_cli.merging import described, differences, flat
 from losskit_cli.names import run_name
 from losskit_cli.overlay import Overlay, overlay
-from losskit_cli.ranks import Ranks
-from losskit_cli.rundir import CHECKPOINTS, RunSpec, hold, make_run_dir, remove_run_dir
+from losskit_cli.rundir import CHECKPOINTS, RunSpec
 from losskit_cli.runs import find_run
 
 Overrides = Sequence[str]
@@ -39,8 +38,13 @@ RESUMABLE_KEYS = ("test", "tags", "allow_targets", "data.path", "data.num_worker
 def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *, dry_run: bool, multirun: bool, json: bool, quiet: bool) -> None:
     """``losskit train``."""
     composer = Composer(config_dirs, config_name)
+    if multirun and dry_run:
+        _try_all(composer, overrides, json=json)
+        return
     if multirun:
-        _multirun(composer, overrides, dry_run=dry_run, json=json, quiet=quiet)
+        from losskit_cli.sweep import start as sweep
+
+        sweep(composer, overrides, every_point=True, json=json, quiet=quiet)
         return
     spec = spec_of(composer.compose(overrides), config_name)
     if dry_run:
@@ -58,51 +62,6 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     TrackingSettings.from_config(config["tracking"])
     name = config.get("name") or run_name(composed.choices, config["seed"])
     return RunSpec(str(name), config, composed.choices, composed.overrides, [str(d) for d in composed.config_dirs], config_name)
-
-
-def start(spec: RunSpec, *, quiet: bool, json: bool = False) -> Any:
-    """Run ``spec`` in a new directory."""
-    if spec.config["trainer"].get("fast_dev_run"):
-        spec = spec.with_config({**spec.config, "tracking": {"enabled": False}})
-    run_dir = make_run_dir(Path(spec.config["output_dir"]), spec.name)
-    summary = _run_in(run_dir, spec, saved=None, quiet=quiet, json=json)
-    if spec.config["trainer"].get("fast_dev_run"):  # it saves nothing
-        remove_run_dir(run_dir)
-        summary.run_dir = None
-    return summary
-
-
-def _run_in(run_dir: Path, spec: RunSpec, *, saved: RunSpec | None, quiet: bool, json: bool) -> Any:
-    """Run ``spec`` in ``run_dir``, alone. The tracking process opens its store while this one and further ranks import torch.
-
-    Args:
-        saved: what the directory holds already, to be resumed; ``None``: a new run. Where what is asked for cannot be, and so the run
-            never begins, the directory stays what it was, or is taken away.
-    """
-    from losskit_cli.session import Tracking
-
-    alone, tracking = hold(run_dir, spec.name), Tracking.off()
-    try:
-        if spec is not saved:
-            spec.save(run_dir)  # further ranks read it
-        tracking = Tracking.start(run_dir, spec.config["tracking"])
-        ranks = Ranks.start(spec.config["trainer"], run_dir, resume=saved is not None)
-        import_heavy("losskit_cli.run")
-        from losskit_cli.models import load_model_of_run
-        from losskit_cli.run import execute
-
-        with _own_stdout(json):
-            return execute(spec, run_dir, tracking, resume=saved is not None, console=_stderr(quiet), load_model=load_model_of_run, ranks=ranks)
-    except BaseException:
-        if not tracking.begun:
-            tracking.abandon()
-            if saved is None:
-                remove_run_dir(run_dir)
-            elif spec is not saved:
-                saved.save(run_dir)
-        raise
-    finally:
-        alone.release()
 
 
 def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, quiet: bool) -> None:
@@ -124,7 +83,7 @@ def resume(run: str | None, overrides: Overrides, *, last: bool, json: bool, qui
     if lengthened(saved.config, spec.config) and spec.config.get("schedule"):
         note = f"schedule={spec.choices.get('schedule')} now spans the whole longer run: the learning rate goes on where that is at this step"
         _stderr(quiet).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    summary = _run_in(found.run_dir, spec, saved=saved, quiet=quiet or json, json=json)
+    summary = go(spec, found.run_dir, saved=saved, quiet=quiet or json, json=json)
     report(summary, json=json, quiet=quiet)
 
 
@@ -160,7 +119,7 @@ def evaluate(run: str, overrides: Overrides, *, checkpoint: str, split: str, jso
     import_heavy("losskit_cli.prediction")
     from losskit_cli.prediction import evaluate_split
 
-    with _own_stdout(json):
+    with own_stdout(json):
         metrics, samples = evaluate_split(spec, path, split)
     if json:
         outcome = {"run_id": found.run_id, "run_name": spec.name, "checkpoint": str(path), "split": split, "samples": samples, "metrics": metrics}
@@ -186,7 +145,7 @@ def predict(run: str, *, input: Path | None, output: Path, checkpoint: str, json
     import_heavy("losskit_cli.prediction")
     from losskit_cli.prediction import predict_file
 
-    with _own_stdout(json):
+    with own_stdout(json):
         rows, notes = predict_file(spec, path, input, output)
     for note in notes:
         _stderr(False).print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -278,7 +237,7 @@ def _tried(spec: RunSpec, *, json: bool) -> dict[str, Any]:
     from losskit_cli.models import load_model_of_run
     from losskit_cli.run import dry_run
 
-    with _own_stdout(json):
+    with own_stdout(json):
         return dry_run(spec, load_model_of_run)
 
 
@@ -295,47 +254,18 @@ def _print_tried(result: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
-def _multirun(composer: Composer, overrides: Overrides, *, dry_run: bool, json: bool, quiet: bool) -> None:
-    """Every combination, one after the other; a failed run does not stop the others."""
+def _try_all(composer: Composer, overrides: Overrides, *, json: bool) -> None:
+    """A dry run of every combination."""
     jobs = composer.expand(overrides)
-    composed = [spec_of(composer.compose(job), composer.config_name) for job in jobs]  # a mistake in any of them is an error before the first
-    summaries: list[tuple[list[str], Any]] = []
-    outcomes: list[dict[str, Any]] = []
-    failures = 0
-    out = _stderr(quiet or json)
-    for number, (job, spec) in enumerate(zip(jobs, composed, strict=True), start=1):
-        out.print(f"run {number} of {len(jobs)}: {' '.join(job)}", markup=False, highlight=False, soft_wrap=True)
-        try:
-            if dry_run:
-                outcomes.append({"overrides": job} | _tried(spec, json=json))
-                if not json:
-                    _print_tried(outcomes[-1])
-                continue
-            summary = start(spec, quiet=quiet or json, json=json)
-            summaries.append((job, summary))
-            outcomes.append({"overrides": job} | summary.as_dict())
-        except LosskitError as error:
-            if error.exit_code > 128:
-                raise
-            failures += 1
-            outcomes.append({"overrides": job, "run_name": spec.name, "status": "FAILED", "error": str(error)})
-            sys.stderr.write(f"Error: {error}\n")
+    specs = [spec_of(composer.compose(job), composer.config_name) for job in jobs]  # a mistake in any of them is an error before the first
+    outcomes = []
+    for number, (job, spec) in enumerate(zip(jobs, specs, strict=True), start=1):
+        _stderr(json).print(f"run {number} of {len(jobs)}: {' '.join(job)}", markup=False, highlight=False, soft_wrap=True)
+        outcomes.append({"overrides": job} | _tried(spec, json=json))
+        if not json:
+            _print_tried(outcomes[-1])
     if json:
         _write(jsonlib.dumps(outcomes))
-    elif not quiet and not dry_run:
-        _print_outcomes(summaries)
-    if failures:
-        raise LosskitError(f"{failures} of {len(jobs)} runs failed")
-
-
-def _print_outcomes(summaries: Sequence[tuple[Sequence[str], Any]]) -> None:
-    """One row a run of a multirun: what was varied, and the test metrics."""
-    varied = [dict(text.split("=", 1) for text in job if "=" in text) for job, _ in summaries]
-    keys = [key for key in dict.fromkeys(key for values in varied for key in values) if len({values.get(key) for values in varied}) > 1]
-    metrics = list(dict.fromkeys(name for _, summary in summaries for name in summary.metrics if name.startswith("test/")))
-    columns = [Column("name", "text"), *(Column(key, "param") for key in keys), *(Column(name, "metric") for name in metrics)]
-    rows = [{"name": summary.run_name, **values, **summary.metrics} for (_, summary), values in zip(summaries, varied, strict=True)]
-    _write(to_table(Comparison(columns, rows, None, "max", [], more="--json"), terminal_width()).rstrip())
 
 
 def refuse_another_experiment(spec: RunSpec, overrides: Overrides) -> None:
@@ -406,16 +336,6 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
-
-
-@contextmanager
-def _own_stdout(json: bool) -> Iterator[None]:
-    """With ``--json`` nothing but the object goes to stdout, whatever a component of the user's prints."""
-    if not json:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
 
 
 def _stderr(quiet: bool) -> Console:

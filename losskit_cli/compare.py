@@ -1,4 +1,4 @@
-"""``losskit compare``: the runs of a store as one table, or groups of runs as mean and spread."""
+"""``losskit compare``: the runs of a store as one table, or groups of runs with their mean, interval and difference to a reference."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rich.cells import cell_len
 
 from components.validation import did_you_mean
 from losskit_cli.errors import UsageError
+from losskit_cli.groups import complete_runs, group_statistics, require_keys, value_of
+from losskit_cli.statistics import CONFIDENCE
 from losskit_cli.tracking.contents import OPTION_GROUPS
 from losskit_cli.tracking.filter import keep
 from losskit_cli.tracking.store import RunInfo, Store
@@ -35,14 +37,36 @@ TELLING = ("experiment", "loss", "data", "model", "optimizer", "schedule", "regu
 MAX_PARAM_COLUMNS = 6
 MAX_NAMED = 8
 MAX_CELL = 28
+NUMBERS = ("metric", "seconds", "count", "difference", "p", "effect")
+OF_GROUP = ("mean", "std", "n", "low", "high", "nonfinite")
+PARTS = (*OF_GROUP, "difference", "difference_low", "difference_high", "p", "p_corrected", "effect", "pairs", "test")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. ``kind``: ``text``, ``param``, ``metric``, ``seconds``, ``count``."""
+    """One column.
+
+    Attributes:
+        kind: ``text``, ``param``, ``metric``, ``seconds``, ``count``; ``difference``, ``p`` and ``effect`` of a metric, beside it.
+        of: the metric that a difference, p or effect belongs to.
+    """
 
     name: str
     kind: str
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the groups of a comparison are compared with.
+
+    Attributes:
+        label: the group: ``loss=cross_entropy``.
+        over: what a value is told apart and paired by: ``["seed"]``.
+    """
+
+    label: str
+    over: list[str]
 
 
 @dataclass(frozen=True)
@@ -50,12 +74,13 @@ class Comparison:
     """A table of runs or groups.
 
     Attributes:
-        rows: column name -> value; a metric of a group is ``{"mean": …, "std": …}``.
+        rows: column name -> value; a metric of a group is ``{"mean": …, "std": …, "n": …}``, with a reference what :class:`losskit_cli.groups.GroupTable` says.
         metric: what it is sorted by, in its better direction.
         direction: ``"min"`` or ``"max"``.
         notes: what the reader should know: left-out runs, for instance.
         asked: whether the metrics were named by the user.
         more: what shows the columns for which a terminal has no room.
+        reference: set where groups are compared with one of them: means have intervals, differences and tests.
     """
 
     columns: list[Column]
@@ -65,6 +90,7 @@ class Comparison:
     notes: list[str]
     asked: bool = False
     more: str = "--json or --csv"
+    reference: Reference | None = None
 
 
 def compare_runs(
@@ -77,46 +103,59 @@ def compare_runs(
     direction: str = "auto",
     best: bool = False,
     limit: int | None = None,
+    sweeps: Sequence[str] = (),
+    over: Sequence[str] = (),
+    reference: str | None = None,
 ) -> Comparison:
-    """Compare the runs of ``store``.
+    """Compare the runs of ``store``. The parent runs of sweeps are no runs of their own and never in it.
 
     Args:
         metrics: metric names; the first one sorts. Default: the runs' own optimized metric, then their ``test/…`` metrics.
-        group_by: options, parameters or tags; runs that agree on all of them become one row with n, mean and standard deviation.
+        group_by: options, parameters or tags; runs that agree on all of them become one row with n, mean and standard deviation; with ``over``,
+            ``reference`` or ``sweeps``: with the mean's 95 % interval and the difference to the reference, tested.
         filter: see :mod:`losskit_cli.tracking.filter`.
         experiment: only this MLflow experiment's runs.
         direction: ``"min"``, ``"max"``, or ``"auto"``: what the runs say, else from the metric's name.
         best: the best value of a run's history instead of its last.
         limit: show this many rows.
+        sweeps: only the trials of these sweeps.
+        over: with ``group_by``: what tells the values of a group apart, and pairs them with those of the reference. Default: ``["seed"]``.
+        reference: with ``group_by``: ``loss=cross_entropy``, the group that the others are compared with. Default: the one that was started first.
 
     Raises:
-        UsageError: no runs, an unknown metric or group, a filter that cannot be read.
+        UsageError: no runs, an unknown metric, group, sweep or reference, a filter that cannot be read.
     """
     if direction not in ("auto", "min", "max"):
         raise UsageError(f"direction must be one of auto, min, max, but got {direction!r}")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, but got {limit}")
-    everything = store.runs(experiment)
+    for option, given in (("--over", over), ("--reference", reference)):
+        if given and not group_by:
+            raise UsageError(f"{option} is about groups of runs: say what makes a group, for instance --group-by loss")
+    everything = [run for run in store.runs(experiment) if run.tags.get("losskit.kind") != "sweep"]
     if not everything:
         where = f"the experiment {experiment!r} of {store.uri}" if experiment else store.uri
         raise UsageError(f"there are no runs in {where} yet: `losskit train` makes one")
+    everything = _of_sweeps(everything, sweeps)
     runs = keep(everything, filter)
     if not runs:
         raise UsageError(f"none of the {len(everything)} runs passes --filter {filter!r}")
     notes: list[str] = []
     if group_by:
-        finished = [run for run in runs if run.status == "FINISHED"]
-        if not finished:
-            raise UsageError(f"none of the {len(runs)} runs has finished, so there is nothing to average")
-        if len(finished) < len(runs):
-            notes.append(f"{len(runs) - len(finished)} of {len(runs)} runs have not finished and are left out")
-        runs = finished
+        runs, notes = complete_runs(runs)
     chosen = _metrics(runs, metrics)
     first = chosen[0] if chosen else None
     better = _direction(first, runs, direction)
     directions = {name: better if name == first else _direction(name, runs, "auto") for name in chosen}
     values = {run.run_id: {name: _value(run, name, directions[name] if best else None) for name in chosen} for run in runs}
-    if group_by:
+    found: Reference | None = None
+    if group_by and (over or reference or sweeps):
+        over = list(over) or ["seed"]
+        compared = chosen if metrics else chosen[:1]
+        table = group_statistics(runs, group_by, chosen, values, over=over, reference=reference, explained=compared)
+        columns, rows, found = _compared_columns(group_by, chosen, compared), table.rows, Reference(table.reference, over)
+        notes += table.notes
+    elif group_by:
         columns, rows = _groups(runs, group_by, chosen, values)
     else:
         columns, rows = _single(runs, chosen, values)
@@ -125,7 +164,27 @@ def compare_runs(
     if limit is not None and len(rows) > limit:
         notes.append(f"{limit} of {len(rows)} rows shown")
         rows = rows[:limit]
-    return Comparison(columns, rows, first, better, notes, asked=bool(metrics))
+    return Comparison(columns, rows, first, better, notes, asked=bool(metrics), reference=found)
+
+
+def _of_sweeps(runs: list[RunInfo], names: Sequence[str]) -> list[RunInfo]:
+    if not names:
+        return runs
+    known = sorted({sweep for run in runs if (sweep := run.tags.get("losskit.sweep"))})
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--sweep: no run is of a sweep {name!r}{did_you_mean(name, known)} (there is: {', '.join(known) or 'none'})")
+    return [run for run in runs if run.tags.get("losskit.sweep") in names]
+
+
+def _compared_columns(keys: Sequence[str], metrics: Sequence[str], compared: Sequence[str]) -> list[Column]:
+    """The first metric with its difference, p and effect beside it; those of further metrics only where the user named them."""
+    columns = [*(Column(key, "param") for key in keys), Column("n", "count")]
+    for number, metric in enumerate(metrics):
+        columns.append(Column(metric, "metric"))
+        if metric in compared:
+            columns += [Column(kind if number == 0 else f"{metric} {kind}", kind, metric) for kind in ("difference", "p", "effect")]
+    return [*columns, Column("duration", "seconds")]
 
 
 def better_direction(metric: str) -> str:
@@ -164,15 +223,17 @@ def _value(run: RunInfo, metric: str, best: str | None) -> float | None:
 
 def _single(runs: Sequence[RunInfo], metrics: Sequence[str], values: dict[str, dict[str, float | None]]) -> tuple[list[Column], list[dict[str, Any]]]:
     differing = differing_keys(runs)
-    columns = [Column("id", "text"), Column("name", "text"), Column("status", "text")]
+    trials = any("losskit.trial" in run.tags for run in runs)
+    columns = [Column("id", "text"), Column("name", "text"), *([Column("trial", "text")] if trials else []), Column("status", "text")]
     columns += [Column(key, "param") for key in differing]
     columns += [Column(name, "metric") for name in metrics] + [Column("duration", "seconds")]
     rows = [
         {
             "id": run.run_id,
             "name": run.name,
-            "status": run.status,
-            **{key: _value_of(run, key) for key in differing},
+            **({"trial": run.tags.get("losskit.trial")} if trials else {}),
+            "status": _status(run),
+            **{key: value_of(run, key) for key in differing},
             **values[run.run_id],
             "duration": run.duration,
         }
@@ -181,9 +242,10 @@ def _single(runs: Sequence[RunInfo], metrics: Sequence[str], values: dict[str, d
     return columns, rows
 
 
-def _value_of(run: RunInfo, key: str) -> str | None:
-    """A chosen option, or a parameter. A group of which nothing was chosen has an empty mapping as its parameter: that is no value."""
-    return run.option(key) if key in OPTION_GROUPS else run.value(key)
+def _status(run: RunInfo) -> str:
+    """MLflow knows no pruned runs: what the sweep says of a trial is more exact."""
+    state = run.tags.get("losskit.trial_state")
+    return state if state in ("PRUNED", "FAIL") else run.status
 
 
 def differing_keys(runs: Sequence[RunInfo]) -> list[str]:
@@ -202,13 +264,10 @@ def differing_keys(runs: Sequence[RunInfo]) -> list[str]:
 def _groups(
     runs: Sequence[RunInfo], keys: Sequence[str], metrics: Sequence[str], values: dict[str, dict[str, float | None]]
 ) -> tuple[list[Column], list[dict[str, Any]]]:
-    known = sorted({key for run in runs for key in run.params} | {g for g in OPTION_GROUPS if any(run.option(g) for run in runs)})
-    for key in keys:
-        if key not in OPTION_GROUPS and all(run.value(key) is None for run in runs):
-            raise UsageError(f"--group-by: no run has {key!r}{did_you_mean(key, known)}")
+    require_keys(runs, keys, "--group-by")
     members: dict[tuple[str | None, ...], list[RunInfo]] = {}
     for run in runs:
-        members.setdefault(tuple(_value_of(run, key) for key in keys), []).append(run)
+        members.setdefault(tuple(value_of(run, key) for key in keys), []).append(run)
     columns = [Column(key, "param") for key in keys] + [Column("n", "count")]
     columns += [Column(name, "metric") for name in metrics] + [Column("duration", "seconds")]
     rows = []
@@ -254,20 +313,27 @@ def run_compare(
     markdown: bool = False,
     uri: str | None = None,
     cwd: Path | None = None,
+    sweeps: Sequence[str] = (),
+    over: str | Sequence[str] | None = None,
+    reference: str | None = None,
+    plot: Path | None = None,
 ) -> None:
     """The command ``losskit compare``: prints the runs.
 
     Args:
-        metrics, group_by: names; each may hold several with commas between.
+        metrics, group_by, over: names; each may hold several with commas between.
         json, csv, markdown: print that instead of a table.
+        plot: draw the groups into this file, and say so on standard error.
         uri: the store; ``None``: what training in ``cwd`` writes to.
-        filter, experiment, direction, best, limit: see :func:`compare_runs`.
+        filter, experiment, direction, best, limit, sweeps, reference: see :func:`compare_runs`.
 
     Raises:
-        UsageError: no store, no runs, or an unknown name; two formats at once.
+        UsageError: no store, no runs, or an unknown name; two formats at once; a plot without groups, or that cannot be written.
     """
     if json + csv + markdown > 1:
         raise UsageError("choose one of --json, --csv, --markdown")
+    if plot is not None and not group_by:
+        raise UsageError("--plot draws groups of runs: say what makes a group, for instance --group-by loss")
     comparison = compare_runs(
         Store.open(uri, cwd),
         metrics=_split(metrics),
@@ -277,7 +343,15 @@ def run_compare(
         direction=direction,
         best=best,
         limit=limit,
+        sweeps=sweeps,
+        over=_split([over] if isinstance(over, str) else over or (["seed"] if plot is not None else [])),
+        reference=reference,
     )
+    if plot is not None:
+        from losskit_cli.group_plot import draw_groups
+
+        draw_groups(comparison, plot)
+        sys.stderr.write(f"{plot}\n")
     show = to_json if json else to_csv if csv else to_markdown if markdown else to_table
     sys.stdout.write(show(comparison) if show is not to_table else to_table(comparison, terminal_width()))
 
@@ -289,34 +363,73 @@ def terminal_width() -> int | None:
 
 def to_json(comparison: Comparison) -> str:
     """One object on one line; a NaN or an infinity is ``null``."""
-    kept = {"metric": comparison.metric, "direction": comparison.direction, "notes": comparison.notes, "rows": comparison.rows}
+    kept: dict[str, Any] = {"metric": comparison.metric, "direction": comparison.direction, "notes": comparison.notes, "rows": comparison.rows}
+    if comparison.reference is not None:
+        kept |= {"reference": comparison.reference.label, "over": comparison.reference.over, "confidence": CONFIDENCE}
     return dumps(json_ready(kept), ensure_ascii=False) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
-    """All columns in full precision; a group's metric is the columns ``…_mean`` and ``…_std``."""
+    """All columns in full precision; a group's metric is the columns ``…_mean`` and ``…_std``, with a reference also those of :data:`PARTS`."""
     out = io.StringIO()
     writer = csv_writer(out, lineterminator="\n")
-    grouped = _is_grouped(comparison)
-    writer.writerow([n for c in comparison.columns for n in ([f"{c.name}_mean", f"{c.name}_std"] if grouped and c.kind == "metric" else [c.name])])
+    columns = [c for c in comparison.columns if c.of is None]
+    parts = _parts(comparison)
+    writer.writerow([n for c in columns for n in ([f"{c.name}_{part}" for part in parts] if c.kind == "metric" and parts else [c.name])])
     for row in comparison.rows:
-        cells: list[Any] = []
-        for column in comparison.columns:
-            value = row.get(column.name)
-            if grouped and column.kind == "metric":
-                cells += [value["mean"], value["std"]] if value else [None, None]
-            else:
-                cells.append(value)
+        cells = [cell for c in columns for cell in ([_part(row.get(c.name), p) for p in parts] if c.kind == "metric" and parts else [row.get(c.name)])]
         writer.writerow(["" if c is None else c for c in cells])
     return out.getvalue()
 
 
 def to_markdown(comparison: Comparison) -> str:
-    columns = comparison.columns
-    lines = ["| " + " | ".join(_heading(comparison, c) for c in columns) + " |"]
-    lines.append("|" + "|".join(" ---: " if c.kind in ("metric", "seconds", "count") else " --- " for c in columns) + "|")
-    lines += ["| " + " | ".join(_cell(c, row.get(c.name)).replace("|", "\\|") for c in columns) + " |" for row in comparison.rows]
+    """A table for a page. With a reference: the metrics and their comparisons in columns of their own, figures in six digits."""
+    headings: list[str] = []
+    right: list[bool] = []
+    for column in comparison.columns:
+        parts = _markdown_parts(comparison, column)
+        headings += [f"{_heading(comparison, column)}{part and f' {part}'}" for part in parts]
+        right += [column.kind in NUMBERS] * len(parts)
+    lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(" ---: " if flag else " --- " for flag in right) + "|"]
+    for row in comparison.rows:
+        cells = [cell for column in comparison.columns for cell in _markdown_parts(comparison, column, row).values()]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines + [f"\n{note}" for note in comparison.notes]) + "\n"
+
+
+def _markdown_parts(comparison: Comparison, column: Column, row: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Heading -> cell of what a column is in Markdown: a column, or, with a reference, several for a metric and its difference."""
+    value = row.get(column.of or column.name) if row else None
+    if comparison.reference is None or column.kind in ("text", "param", "count", "seconds"):
+        return {"": _cell(column, row) if row else ""}
+
+    def part(name: str) -> str:
+        found = _part(value, name)
+        return "-" if found is None else f"{found:.6g}" if isinstance(found, float) else str(found)
+
+    def interval(prefix: str = "") -> str:
+        return "-" if _part(value, f"{prefix}low") is None else f"{part(f'{prefix}low')} to {part(f'{prefix}high')}"
+
+    if column.kind == "metric":
+        return {"": part("mean"), "95 %": interval(), "std": part("std")}
+    if column.kind == "difference":
+        is_reference = value is not None and value["comparison"] is None
+        return {"": "reference" if is_reference else part("difference"), "95 %": interval("difference_"), "pairs": part("pairs")}
+    return {"": part("p"), "(Holm)": part("p_corrected")} if column.kind == "p" else {"": part("effect")}
+
+
+def _parts(comparison: Comparison) -> Sequence[str]:
+    """What a metric of a group is written out as."""
+    if comparison.reference is not None:
+        return PARTS
+    return ("mean", "std") if _is_grouped(comparison) else ()
+
+
+def _part(value: Mapping[str, Any] | None, part: str) -> Any:
+    if value is None or part in OF_GROUP:
+        return value[part] if value else None
+    compared = value["comparison"]
+    return compared[{"pairs": "n"}.get(part, part.removeprefix("difference_"))] if compared else None
 
 
 def to_table(comparison: Comparison, width: int | None = None) -> str:
@@ -382,7 +495,11 @@ class _Layout:
         metrics = [c for c in columns if c.kind == "metric"]
         keys = [c for c in columns if c.kind == "param"]
         if _is_grouped(self.comparison):
-            return [*keys, *(c for c in columns if c.kind == "count"), *metrics, *(c for c in columns if c.kind == "seconds")]
+            metric = self.comparison.metric
+            compared = [c for c in columns if c.of is not None]
+            first = [c for c in metrics if c.name == metric] + [c for c in compared if c.of == metric]
+            rest = [c for c in [*metrics, *compared] if c not in first]
+            return [*keys, *(c for c in columns if c.kind == "count"), *first, *rest, *(c for c in columns if c.kind == "seconds")]
         rows = self.comparison.rows
         options = sorted((c for c in keys if c.name in OPTION_GROUPS), key=lambda c: TELLING.index(c.name) if c.name in TELLING else len(TELLING))
         params = sorted(self._telling([c for c in keys if c.name not in OPTION_GROUPS]), key=self._rank)[:MAX_PARAM_COLUMNS]
@@ -393,6 +510,7 @@ class _Layout:
         first = [c for c in metrics if c.name == self.comparison.metric]
         others = [c for c in metrics if c not in first]
         seconds = [c for c in columns if c.kind == "seconds"]
+        names += [c for c in texts if c.name == "trial"]
         if self.comparison.asked:
             return [*names, *first, *others, *status, *options, *params, *seconds]
         others.sort(key=lambda c: sum(row.get(c.name) is None for row in rows))
@@ -433,14 +551,14 @@ class _Layout:
         return [part for part in re.split(r"(?<=\.)", heading) if part] if column.kind == "param" and self.width is not None else [heading]
 
     def _text(self, column: Column, row: Mapping[str, Any]) -> str:
-        text = _cell(column, row.get(column.name))
+        text = _cell(column, row)
         if column.name == "name":
             return self.names.get(text, text)
         return text if self.width is None or len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
 
     def _padded(self, column: Column, text: str, width: int) -> str:
         gap = " " * (width - cell_len(text))
-        return gap + text if column.kind in ("metric", "seconds", "count") else text + gap
+        return gap + text if column.kind in NUMBERS else text + gap
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
@@ -459,10 +577,15 @@ def _heading(comparison: Comparison, column: Column) -> str:
     return column.name + arrow
 
 
-def _cell(column: Column, value: Any) -> str:
+def _cell(column: Column, row: Mapping[str, Any]) -> str:
+    value = row.get(column.of or column.name)
     if value is None:
         return "-"
+    if column.of is not None:
+        return _compared_cell(column.kind, value["comparison"])
     if isinstance(value, dict):
+        if "low" in value:
+            return _mean_cell(value)
         mean = _figure(value["mean"])
         return mean if value["std"] is None else f"{mean} ± {_figure(value['std'], 2)}"
     if column.kind == "metric":
@@ -472,6 +595,35 @@ def _cell(column: Column, value: Any) -> str:
     if column.name == "id":
         return str(value)[:8]
     return str(value)
+
+
+def _mean_cell(value: Mapping[str, Any]) -> str:
+    if value["mean"] is None:
+        return "not finite"
+    return _figure(value["mean"]) if value["low"] is None else plus_minus(value["mean"], value["high"] - value["mean"])
+
+
+def _compared_cell(kind: str, compared: Mapping[str, Any] | None) -> str:
+    """A difference, p or effect; the reference group has none."""
+    if compared is None:
+        return "reference" if kind == "difference" else "-"
+    if kind == "p":
+        return "-" if compared["p_corrected"] is None else "<0.001" if compared["p_corrected"] < 0.001 else f"{compared['p_corrected']:.3f}"
+    if kind == "effect":
+        return "-" if compared["effect"] is None else f"{compared['effect']:+.2f}"
+    if compared["difference"] is None:
+        return "-"
+    if compared["low"] is None:
+        return f"{compared['difference']:+.4g}"
+    return plus_minus(compared["difference"], compared["high"] - compared["difference"], sign="+")
+
+
+def plus_minus(value: float, half: float, sign: str = "") -> str:
+    """``0.9134 ± 0.0025``: as many decimals as half the interval's width deserves, which is told in two digits. ``sign="+"`` shows a plus."""
+    if not 1e-7 < half < 1e7:
+        return f"{value:{sign}.4g} ± {_figure(half, 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    return f"{value:{sign}.{decimals}f} ± {half:.{decimals}f}"
 
 
 def _figure(value: float, digits: int = 4) -> str:
@@ -506,4 +658,4 @@ def _split(names: Sequence[str]) -> list[str]:
     return [part.strip() for name in names for part in name.split(",") if part.strip()]
 
 
-__all__ = ["Column", "Comparison", "better_direction", "compare_runs", "differing_keys", "run_compare", "run_ui"]
+__all__ = ["Column", "Comparison", "Reference", "better_direction", "compare_runs", "differing_keys", "run_compare", "run_ui"]

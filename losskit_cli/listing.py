@@ -34,6 +34,8 @@ GROUPS = {
     "trainer": "how long, on what, how precisely",
     "tracking": "where runs are recorded",
     "sweep": "how a search is run",
+    "sweep/sampler": "how a search picks its next point",
+    "sweep/pruner": "which of its trials are not worth finishing",
     "experiment": "complete named experiments",
     "debug": "short and strict runs for finding mistakes",
     "local": "settings of this machine, not shared",
@@ -177,6 +179,9 @@ def example(catalogue: Catalogue, option: Option) -> str:
     key = wanted if wanted in numbers else next(iter(numbers), None)
     if key and option.package:
         words.append(f"{option.package}.{key}={as_text(option.values[key])}")
+    if option.group.split("/")[0] == "sweep":
+        words.append("'optimizer.lr=tag(log,interval(1e-4,1))'" if option.name not in ("grid", "brute_force") else "loss=cross_entropy,focal 'seed=range(5)'")
+        return " ".join(["losskit sweep", *words])
     return " ".join(["losskit train", *words])
 
 

@@ -22,4 +22,9 @@ ANIMALS = (
 def run_name(choices: Mapping[str, Any], seed: int) -> str:
     """A name made of the chosen loss, data and seed and two random words (random whatever the seed: the same run twice is two runs)."""
     parts = [str(choices[group]) for group in ("loss", "data") if isinstance(choices.get(group), str)]
-    return "-".join([*parts, f"s{seed}", secrets.choice(ADJECTIVES), secrets.choice(ANIMALS)])
+    return "-".join([*parts, f"s{seed}", two_words()])
+
+
+def two_words() -> str:
+    """``brave-owl``."""
+    return f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}"

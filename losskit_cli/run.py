@@ -11,12 +11,13 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from rich.console import Console
 from torch import nn
@@ -53,6 +54,10 @@ class Summary:
         return {k: v for k, v in asdict(self).items() if k != "notes"}
 
 
+class EndedEarly(LosskitError):
+    """A callback ended the run on purpose (a pruned trial); the run is KILLED."""
+
+
 class Interrupted(LosskitError):
     """Ctrl-C or SIGTERM; the run is KILLED, with a checkpoint to go on from."""
 
@@ -70,6 +75,7 @@ def execute(
     console: Console,
     load_model: Callable[[str], nn.Module] | None = None,
     ranks: Ranks | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Summary:
     """Run ``spec`` in ``run_dir``.
 
@@ -81,11 +87,13 @@ def execute(
         console: where progress and notes go.
         load_model: see :class:`~losskit_cli.build.Builder`.
         ranks: the run's further processes, started already so that they import torch at the same time; ``None``: start them here.
+        callbacks: further callbacks of this process's trainer; one that raises :class:`EndedEarly` ends the run.
 
     Raises:
         UsageError: the experiment cannot be built; nothing was recorded.
         RunError: it failed; the run is FAILED.
         Interrupted: it was stopped by a signal; the run is KILLED and can be resumed.
+        EndedEarly: a callback ended it.
     """
     quiet_libraries()
     began = time.monotonic()
@@ -95,6 +103,7 @@ def execute(
         notes = _nothing_trained(spec.config)
         checkpoint = _checkpoint_to_resume(run_dir, notes) if resume else None
         experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model, notes)
+        experiment.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     except BaseException:
         ranks.close()
         tracking.abandon()
@@ -122,12 +131,14 @@ def execute(
         error = Interrupted(f"{interruption}; a checkpoint is saved. Go on with: losskit resume {spec.name}", interruption.signum)
     except KeyboardInterrupt:
         status, error = "KILLED", Interrupted(f"stopped. Go on with: losskit resume {spec.name}", 2)
+    except EndedEarly as ended:
+        status, error = "KILLED", ended
     except Exception as failure:  # noqa: BLE001  whatever a component raises, the run must end as FAILED with its reason
         status, error = "FAILED", _explained(failure, run_dir, spec.name, ranks)
     finally:
         ranks.close()
     steps = experiment.trainer.global_step
-    outcome = tracking.end(status, error=str(error) if error else None)
+    outcome = tracking.end(status, error=str(error) if error else None, pruned=isinstance(error, EndedEarly))
     notes += outcome.notes
     summary = Summary(
         outcome.run_id, spec.name, status, steps, round(time.monotonic() - began, 3), metrics,

@@ -92,17 +92,21 @@ def make_run_dir(root: Path, name: str) -> Path:
     raise UsageError(f"cannot make a run directory below {parent}: there are too many of this name")
 
 
+class HeldError(UsageError):
+    """Another process trains in the run's directory."""
+
+
 def hold(run_dir: Path, name: str) -> BaseFileLock:
     """The right to train in a run's directory, for this process alone; the kernel takes it back when the process ends, however it ends.
 
     Raises:
-        UsageError: another process has it. It is waited for a little: data-loader processes outlive a killed training by some moments.
+        HeldError: another process has it. It is waited for a little: data-loader processes outlive a killed training by some moments.
     """
     lock = FileLock(run_dir / LOCK)
     try:
         lock.acquire(timeout=HOLD_SECONDS)
     except Timeout as error:
-        raise UsageError(f"{name} is still running: another process trains in {run_dir}") from error
+        raise HeldError(f"{name} is still running: another process trains in {run_dir}") from error
     except OSError as error:
         raise UsageError(f"cannot write in the directory of {name}, {run_dir}: {error.strerror or error}") from error
     return lock

@@ -13,6 +13,9 @@ from losskit_cli.tracking.journal import Journal
 from losskit_cli.tracking.process import Writer, start_writer
 from losskit_cli.tracking.settings import TrackingSettings, require_reachable
 
+TRIAL_STATE = f"{PREFIX}trial_state"
+TRIAL_STATES = {"FINISHED": "COMPLETE", "FAILED": "FAIL", "KILLED": "RUNNING"}  # a trial that was interrupted goes on later
+
 
 @dataclass
 class Outcome:
@@ -29,14 +32,21 @@ class Tracking:
     MLflow run itself is made by :meth:`begin`, when the experiment has been built.
     """
 
-    def __init__(self, run_dir: Path | None, settings: TrackingSettings, writer: Writer | None, notes: list[str]) -> None:
-        self.run_dir, self.settings, self.writer, self.notes = run_dir, settings, writer, notes
+    def __init__(
+        self, run_dir: Path | None, settings: TrackingSettings, writer: Writer | None, notes: list[str], tags: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run_dir, self.settings, self.writer, self.notes, self.tags = run_dir, settings, writer, notes, tags or {}
         self.journal: Journal | None = None
         self.begun = False
 
     @classmethod
-    def start(cls, run_dir: Path, config: Mapping[str, Any]) -> Tracking:
+    def start(cls, run_dir: Path, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None) -> Tracking:
         """Check that the store can be reached and start the process that writes to it.
+
+        Args:
+            run_dir: the run's directory.
+            config: the config's ``tracking`` group.
+            tags: further tags of the MLflow run.
 
         Raises:
             RunError: the store is away and ``tracking.on_error`` is ``stop``.
@@ -46,7 +56,7 @@ class Tracking:
             return cls(run_dir, settings, None, [])
         away = require_reachable(settings)
         notes = [f"{away}; values are kept in {run_dir} and sent when it is back (losskit sync)"] if away else []
-        return cls(run_dir, settings, start_writer(run_dir, settings), notes)
+        return cls(run_dir, settings, start_writer(run_dir, settings), notes, tags)
 
     @classmethod
     def off(cls) -> Tracking:
@@ -79,7 +89,7 @@ class Tracking:
         assert self.run_dir is not None
         from losskit_cli.compose import to_yaml
 
-        tags = {f"{PREFIX}run_dir": str(self.run_dir), f"{PREFIX}total_steps": facts["total_steps"]}
+        tags = {**self.tags, f"{PREFIX}run_dir": str(self.run_dir), f"{PREFIX}total_steps": facts["total_steps"]}
         metadata = describe_run(
             spec.config,
             name=spec.name,
@@ -94,10 +104,12 @@ class Tracking:
             for name in ("best.ckpt", "last.ckpt"):
                 self.journal.artifact(self.run_dir / CHECKPOINTS / name, CHECKPOINTS, when="end")
 
-    def end(self, status: str, error: str | None = None) -> Outcome:
+    def end(self, status: str, error: str | None = None, *, pruned: bool = False) -> Outcome:
         """Say how the run ended and wait until MLflow has it all."""
         if self.journal is None or self.writer is None:
             return Outcome(notes=self.notes)
+        if TRIAL_STATE in self.tags:
+            self.journal.tags({TRIAL_STATE: "PRUNED" if pruned else TRIAL_STATES[status]})
         self.journal.end(status, error)
         outcome = self.writer.wait(last_word=self.journal.unwritten_end)
         if not outcome.ok:

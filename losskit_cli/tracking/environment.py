@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import threading
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,22 @@ def capture_environment(cwd: Path | None = None, *, code: bool = True) -> dict[s
         ``python``, ``executable``, ``platform``, ``cpus``, ``packages`` (name -> version) and ``git``: ``None``, or
         ``commit branch remote dirty diff diff_cut`` where ``diff`` also holds small untracked Python and config files.
     """
-    packages = {str(d.name): d.version for d in metadata.distributions() if d.name}
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "packages": dict(installed_packages()),
         "git": capture_code(cwd or Path.cwd()) if code else None,
     }
+
+
+@cache
+def installed_packages() -> dict[str, str]:
+    """Name -> version of what is installed, by name. Read once by a process, which what is installed outlives."""
+    described = [d.metadata for d in metadata.distributions()]
+    packages = {str(m["Name"]): str(m["Version"]) for m in described if m["Name"]}
+    return dict(sorted(packages.items(), key=lambda item: item[0].lower()))
 
 
 def capture_code(cwd: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,14 @@ class MlflowRun:
             self.client.log_artifact(self.run.run_id, str(path), to or None)
 
 
+def preload() -> None:
+    """Import what a run needs of MLflow, for processes that are forked from this one."""
+    import_heavy("mlflow.store.tracking.sqlalchemy_store")
+    for module in ("mlflow.entities", "mlflow.utils.mlflow_tags", "mlflow.tracking.client"):
+        import_module(module)
+    import_module("sqlalchemy.orm").configure_mappers()
+
+
 def _make_store(path: Path) -> None:
     """Make a SQLite store beside its place and put it there when it is whole: a kill in the seconds that this takes must not leave half a store."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -330,4 +339,4 @@ def _short(error: BaseException, limit: int = 300) -> str:
     return (lines[0] if lines else type(error).__name__)[:limit]
 
 
-__all__ = ["AwayError", "LostError", "MlflowRun", "place", "safe_key"]
+__all__ = ["AwayError", "LostError", "MlflowRun", "place", "preload", "safe_key"]

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from losskit_cli.errors import RunError, UsageError
 from losskit_cli.tracking.journal import JOURNAL_FILE, LIVE_LOCK
+from losskit_cli.tracking.server import ServedProcess, fork_writer
 from losskit_cli.tracking.settings import TrackingSettings, resolve_uri, without_credentials
 from losskit_cli.tracking.state import RunFile, missing, moved_store, unsent
 
@@ -210,16 +211,23 @@ def find_run_dir(run: str, root: Path) -> Path:
     raise UsageError(f"there is no run {run!r}: neither a run directory nor a run below {root}")
 
 
-def _spawn(run_dir: Path, *options: str) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: Path, *options: str) -> subprocess.Popen[bytes] | ServedProcess:
+    with (run_dir / LOG_FILE).open("ab") as log:
+        served = fork_writer(run_dir, log) if not options else None
+        if served is not None:
+            return served
+        command, environment = own_command("losskit_cli.tracking.writer", str(run_dir), *options)
+        # a session of its own: Ctrl-C in the terminal is for training, which tells the writer how it ended.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+
+def own_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """A command that runs one of losskit's modules, and its environment; modules in the user's working directory do not stand in for the library's (-P)."""
     environment = dict(os.environ)
     home = Path(__file__).parents[2]
     if home.name not in ("site-packages", "dist-packages"):  # a source tree: -P keeps the working directory out, so name the tree
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (environment.get("PYTHONPATH"), str(home)) if p)
-    # a session of its own: Ctrl-C in the terminal is for training, which tells the writer how it ended.
-    # -P: modules in the user's working directory must not stand in for the library's
-    command = [sys.executable, "-P", "-m", "losskit_cli.tracking.writer", str(run_dir), *options]
-    with (run_dir / LOG_FILE).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment)
+    return [sys.executable, "-P", "-m", module, *arguments], environment
 
 
-__all__ = ["Outcome", "Writer", "find_run_dir", "outcome", "run_sync", "start_writer", "sync", "training", "unsent_runs"]
+__all__ = ["Outcome", "Writer", "find_run_dir", "outcome", "own_command", "run_sync", "start_writer", "sync", "training", "unsent_runs"]

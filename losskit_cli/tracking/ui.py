@@ -1,4 +1,4 @@
-"""``losskit ui``: MLflow's own UI on this project's store, on this machine only."""
+"""``losskit ui``: MLflow's own UI on this project's store, on this machine only; and how any such page is served until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -51,21 +51,47 @@ def run_ui(*, uri: str | None = None, port: int | None = None, cwd: Path | None 
         if moved := mend_moved(path):
             say(f"the store has moved: mended the artifact paths of {', '.join(moved)}")
     chosen = free_port(port)
-    where = f"http://{HOST}:{chosen}"
-    say(f"starting MLflow's UI on {where} …")
+    return serve("MLflow's UI", ui_command(address, chosen), chosen, page="", health="/health", environment={**SERVER_DEFAULTS, **os.environ}, say=say)
+
+
+def serve(
+    what: str,
+    command: Sequence[str],
+    port: int,
+    *,
+    page: str,
+    health: str,
+    environment: Mapping[str, str],
+    say: Callable[[str], object],
+) -> int:
+    """Run a server of web pages on this machine until Ctrl-C, SIGTERM or the terminal's end; then end it with all that it has started. The exit status: 0.
+
+    Args:
+        what: how it is called: ``MLflow's UI``.
+        command: its command line; it listens on ``port`` of 127.0.0.1.
+        page: the path to look at.
+        health: a path that answers as soon as it is ready.
+        environment: all of its variables.
+        say: is given each line to show.
+
+    Raises:
+        RunError: it ended by itself.
+    """
+    where = f"http://{HOST}:{port}"
+    say(f"starting {what} on {where} …")
     try:
         with _ending_by_signals():
-            # a process group of its own: MLflow starts further processes, and all of them must end with this one, however it is ended
-            server = subprocess.Popen(ui_command(address, chosen), env={**SERVER_DEFAULTS, **os.environ}, start_new_session=True)
+            # a process group of its own: a server starts further processes, and all of them must end with this one, however it is ended
+            server = subprocess.Popen(command, env=environment, start_new_session=True)
             try:
-                if _answers(where, server):
-                    say(f"MLflow's UI: {where} (Ctrl-C ends it)")
+                if _answers(f"{where}{health}", server):
+                    say(f"{what}: {where}{page} (Ctrl-C ends it)")
                 code = server.wait()
             finally:
                 _end(server)
     except KeyboardInterrupt:
         return 0
-    raise RunError(f"MLflow's UI ended with exit status {code}: see above")
+    raise RunError(f"{what} ended with exit status {code}: see above")
 
 
 def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
@@ -73,7 +99,7 @@ def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
     opener = build_opener(ProxyHandler({}))  # a proxy knows nothing of this machine's own ports
     while server.poll() is None:
         try:
-            opener.open(f"{url}/health", timeout=5).close()
+            opener.open(url, timeout=5).close()
         except OSError:
             time.sleep(0.2)
         else:
@@ -143,4 +169,4 @@ def _free(port: int) -> bool:
     return True
 
 
-__all__ = ["free_port", "run_ui", "ui_command"]
+__all__ = ["HOST", "free_port", "run_ui", "serve", "ui_command"]

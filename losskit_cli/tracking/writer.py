@@ -250,21 +250,28 @@ class TrackingWriter:
                 self.mlflow.tags(tags)
 
 
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # trying again is this process's own business
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def set_defaults() -> None:
+    """What MLflow reads from the environment, unless the user says otherwise; before it is imported."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the training process is who ends a run; this one ends with it
     run_dir, live = Path(arguments[0]), "--sync" not in arguments[1:]
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    defaults = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # trying again is this process's own business
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "GIT_PYTHON_REFRESH": "quiet",
-        "OMP_NUM_THREADS": "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     try:
         # a writer that is still sending for the session before this one is waited for
         with FileLock(run_dir / WRITER_LOCK).acquire(timeout=120.0 if live else 1.0):
