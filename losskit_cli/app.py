@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -150,7 +151,7 @@ def sweep(
     status: Annotated[str | None, typer.Option("--status", metavar="NAME", help="How far a sweep is.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="NAME", help="Checkpoint what a sweep runs and end it, wherever its workers are.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="With --status: until it is finished.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="With --resume: also where the configuration has changed; both are recorded.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a sweep also where its configuration has changed; both are recorded.")] = False,
     storage: Annotated[str | None, typer.Option("--storage", help="With --resume, --status, --stop: where the sweep is; default: ./sweeps.db.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the space and show what would be searched.")] = False,
     json: Json = False,
@@ -170,18 +171,24 @@ def sweep(
     """
     if sum(value is not None for value in (resume, status, stop)) > 1:
         raise UsageError("--resume, --status and --stop are three different things: give one of them")
-    from losskit_cli import sweep as commands
+    from losskit_cli.workers import importing_ahead
 
-    if status is not None:
-        commands.status(status, storage=storage, watch=watch, json=json)
-    elif stop is not None:
-        commands.stop(stop, storage=storage)
-    elif resume is not None:
-        commands.resume(resume, overrides or [], storage=storage, force=force, json=json, quiet=quiet)
-    else:
+    looking = status is not None or stop is not None or dry_run
+    with nullcontext() if looking else importing_ahead(overrides or []):
+        from losskit_cli import sweep as commands
+
+        if status is not None:
+            commands.status(status, storage=storage, watch=watch, json=json)
+            return
+        if stop is not None:
+            commands.stop(stop, storage=storage)
+            return
+        if resume is not None:
+            commands.resume(resume, overrides or [], storage=storage, force=force, json=json, quiet=quiet)
+            return
         from losskit_cli.compose import Composer
 
-        commands.start(Composer(config_dir or [], config_name), overrides or [], dry_run=dry_run, json=json, quiet=quiet)
+        commands.start(Composer(config_dir or [], config_name), overrides or [], dry_run=dry_run, force=force, json=json, quiet=quiet)
 
 
 @app.command()
@@ -189,7 +196,9 @@ def worker(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The sweep.")],
     storage: Annotated[str | None, typer.Option("--storage", help="Where the sweep is; default: ./sweeps.db.")] = None,
 ) -> None:
-    """One more worker for a running sweep, from any shell or machine that reaches its storage.
+    """One more worker for a running sweep.
+
+    From any shell, or any machine that reaches the sweep's storage.
 
     \b
     losskit worker brave-owl
@@ -357,9 +366,10 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML file; default: NAME.html")] = None,
     storage: Annotated[str | None, typer.Option("--storage", help="Where the sweep is kept; default: sweeps.db here.")] = None,
 ) -> None:
-    """A sweep on one HTML page: history, importances, slices, curves, trials.
+    """A sweep as one HTML page.
 
-    Also the command that trains the best trial again. The page needs no network and no other file: it can be mailed, archived and printed.
+    History, importances, slices, parallel coordinates, learning curves, all trials, and the command that trains the best trial again. The page
+    needs no network and no other file: it can be mailed, archived and printed.
 
     \b
     losskit report byte-lm-tpe
@@ -413,7 +423,8 @@ def sync(
     command(runs or [], uri=uri)
 
 
-storage = typer.Typer(help="Where sweeps are kept, for machines that share one.", rich_markup_mode=None, no_args_is_help=True)
+STORAGE = "Where sweeps are kept, for machines that share one.\n\n\b\nlosskit storage serve"
+storage = typer.Typer(help=STORAGE, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(storage, name="storage")
 
 

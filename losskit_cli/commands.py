@@ -42,10 +42,16 @@ def train(overrides: Overrides, config_dirs: Sequence[Path], config_name: str, *
         _try_all(composer, overrides, json=json)
         return
     if multirun:
-        from losskit_cli.sweep import start as sweep
+        from losskit_cli.workers import importing_ahead
 
-        sweep(composer, overrides, every_point=True, json=json, quiet=quiet)
+        with importing_ahead(overrides):
+            from losskit_cli.sweep import start as sweep
+
+            sweep(composer, overrides, every_point=True, json=json, quiet=quiet)
         return
+    of_sweep = next((text for text in overrides if text.lstrip("+~").replace("/", ".").split("=")[0].split(".")[0] == "sweep"), None)
+    if of_sweep is not None:
+        raise UsageError(f"{of_sweep} is about a sweep, and this is one run: losskit sweep … (or losskit train --multirun …)")
     spec = spec_of(composer.compose(overrides), config_name)
     if dry_run:
         _dry_run(spec, json=json)
@@ -59,6 +65,7 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     from losskit_cli.tracking.settings import TrackingSettings
 
     config = checked_settings(composed.resolved())
+    config.pop("sweep", None)  # an experiment may say how it is searched; a run is none
     TrackingSettings.from_config(config["tracking"])
     name = config.get("name") or run_name(composed.choices, config["seed"])
     return RunSpec(str(name), config, composed.choices, composed.overrides, [str(d) for d in composed.config_dirs], config_name)

@@ -188,7 +188,9 @@ def _compared_columns(keys: Sequence[str], metrics: Sequence[str], compared: Seq
 
 
 def better_direction(metric: str) -> str:
-    """``"min"`` or ``"max"`` from a metric's name: ``val/loss`` is better when lower, ``val/acc`` when higher."""
+    """``"min"`` or ``"max"`` from a metric's name: ``val/loss`` and ``time/step`` are better when lower, ``val/acc`` when higher."""
+    if metric.startswith("time/"):
+        return "min"
     words = metric.lower().rpartition("/")[2].replace("-", "_").replace(".", "_").split("_")
     return "min" if any(word in LOWER_IS_BETTER for word in words) or words[-1].endswith(("loss", "error")) else "max"
 

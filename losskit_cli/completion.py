@@ -78,12 +78,18 @@ COMMANDS = {
     ),
     "worker": Command("one more worker for a sweep", ("text",), {"--storage": "text"}),
     "report": Command("one page about a sweep", ("text",), {"--output": "file", "-o": "file", "--storage": "text"}),
+    "storage": Command("where sweeps are kept, for machines that share one", (), {}),
     "ui": Command("MLflow's UI on this directory's store", (), {"--port": "text", "--sweep": "text", "--storage": "text"}),
     "sync": Command("send what runs kept while the tracking server was away", ("run...",), {"--uri": "text"}),
     "doctor": Command("versions, devices, store, what is wrong and how to mend it", (), JSON),
     "init": Command("start a project of your own", ("text",), {}),
     "completion": Command("print the completion script", ("shell",), {}),
     "version": Command("losskit's version", (), JSON),
+}
+SUBCOMMANDS = {
+    "storage": {
+        "serve": Command("serve a storage to workers that cannot reach it themselves", (), {"--storage": "text", "--host": "text", "--port": "text"}),
+    },
 }
 HIDDEN = ("fit",)
 COMMON_FLAGS = {"--help": "", "-h": "", "--traceback": ""}
@@ -122,10 +128,15 @@ def complete(words: list[str]) -> list[Candidate]:
     if not names:
         shown = [Candidate(name, c.help) for name, c in COMMANDS.items() if name.startswith(current) and name not in HIDDEN]
         return shown or [Candidate(flag) for flag in COMMON_FLAGS if flag.startswith(current) and current]
-    command = COMMANDS.get(names[0])
+    command, last = COMMANDS.get(names[0]), names[0]
+    if names[0] in SUBCOMMANDS:
+        below = SUBCOMMANDS[names[0]]
+        if not names[1:] and not current.startswith("-"):
+            return [Candidate(name, c.help) for name, c in below.items() if name.startswith(current)]
+        command, last = (below.get(names[1]), names[1]) if names[1:] else (command, last)
     if command is None:
         return []
-    line = Line(command, earlier[earlier.index(names[0]) + 1 :])
+    line = Line(command, earlier[earlier.index(last) + 1 :])
     return [c for c in line.candidates(current) if c.value.startswith(current)]
 
 

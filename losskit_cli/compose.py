@@ -30,7 +30,9 @@ from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
 
 HYDRA_HINTS = {"hydra.run.dir": " (output_dir=… says where)", "hydra.sweep.dir": " (output_dir=… says where)", "hydra.mode": " (-m runs all combinations)"}
 PRESET_GROUPS = ("experiment", "debug", "local")
-SINGLE_GROUPS = ("data", "model", "task", "loss", "optimizer", "schedule", "averaging", "reweighting", "trainer", "tracking")
+SINGLE_GROUPS = (
+    "data", "model", "task", "loss", "optimizer", "schedule", "averaging", "reweighting", "trainer", "tracking", "sweep", "sweep/sampler", "sweep/pruner",
+)  # fmt: skip
 TEMPLATE_NAMES = {
     "logger": "tracking",
     "hparams_search": "sweep",
@@ -166,9 +168,7 @@ class Composer:
         origins = loader.origins
         for override in parsed:
             if not override.is_hydra_override() and not self.catalogue.is_group(override.key_or_group):
-                for key in [k for k in origins if k == override.key_or_group or k.startswith(f"{override.key_or_group}.")]:
-                    del origins[key]
-                _note_origin(origins, override.key_or_group, f"override {override.input_line}")
+                note_override(origins, override)
         return Composed(config, overrides, origins, {str(k): v for k, v in choices.items()}, self.config_dirs)
 
     @staticmethod
@@ -196,7 +196,7 @@ class Composer:
             if isinstance(value, list) and key in SINGLE_GROUPS:
                 raise UsageError(f"{key} takes one option, but got {override.input_line}: {key}={value[0] if value else 'NAME'}, or with -m one run each: a,b")
             if value is None:
-                instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in PRESET_GROUPS else ""
+                instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in (*PRESET_GROUPS, "sweep") else ""
                 raise UsageError(f"there is no {key}=null" + (f": to have none write {instead}" if instead else f" (there is: {', '.join(names)})"))
             for name in value if isinstance(value, list) else [value]:
                 if f"{key}={name}" in TEMPLATE_KEYS and name not in names:
@@ -332,6 +332,13 @@ def _note_origin(origins: dict[str, str], key: str, source: str) -> None:
     for parent in accumulate(key.split("."), "{}.{}".format):
         origins.pop(parent, None)
     origins[key] = source
+
+
+def note_override(origins: dict[str, str], override: Override) -> None:
+    """An override's value came from it, and nothing below its key from anywhere else."""
+    for key in [k for k in origins if k.startswith(f"{override.key_or_group}.")]:
+        del origins[key]
+    _note_origin(origins, override.key_or_group, f"override {override.input_line}")
 
 
 def _leaf_keys(node: Any, prefix: str = "") -> Iterable[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -70,9 +72,9 @@ class LiveTable:
         if left is not None:
             line.append(f"  about {show_seconds(left)} left")
         if status.stop:
-            line.append(f"\nstopping: {status.stop}", "red")
+            line.append(f"\n{'stopping' if status.running else 'stopped'}: {status.stop}", "red")
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=max(1, status.total), completed=status.finished, width=40), self._best(status))
+        bar.add_row(ProgressBar(total=max(1, status.total), completed=status.finished, width=20), self._best(status))
         return Group(line, bar)
 
     def _best(self, status: Status) -> Text:
@@ -80,8 +82,8 @@ class LiveTable:
             return Text("nothing complete yet", "dim")
         if isinstance(status.best_value, list):
             return Text(f"{len(status.best_value)} on the Pareto front")
-        params = " ".join(f"{k}={_short(v)}" for k, v in (status.best_params or {}).items()) if isinstance(status.best_params, dict) else ""
-        return Text(f"best {self.sweep.plan.objectives[0]} {status.best_value:.5g}  {params}")
+        params = _params(status.best_params, self._names()) if isinstance(status.best_params, dict) else ""
+        return Text(f"best {self.sweep.plan.objectives[0]} {status.best_value:.5g}  {params}", no_wrap=True, overflow="ellipsis")
 
     def _left(self, status: Status) -> float | None:
         """Seconds, from the pace of this session."""
@@ -91,27 +93,44 @@ class LiveTable:
     def _trials(self, status: Status) -> RenderableType:
         from optuna.trial import TrialState
 
-        from sweeps.study import worker_of
-
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("trial", "state", *self.sweep.plan.objectives, "parameters", "time", "worker"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=60 if name == "parameters" else 30)
         trials = [t for t in self.sweep.trials() if t.state != TrialState.WAITING]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         ended = sorted((t for t in trials if t.state.is_finished()), key=lambda t: t.datetime_complete or datetime.min)[-SHOWN:]
+        workers, names = _told_apart(running), self._names()
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("trial", "state", *self.sweep.plan.objectives, "parameters", "time", "worker"):
+            table.add_column(name, no_wrap=name != "parameters")  # the one that gives way where the terminal is narrow
         for trial in [*ended, *running]:
             values = trial.values or [trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None]
             shown = ["" if v is None else f"{v:.5g}" for v in values] + [""] * (len(self.sweep.plan.objectives) - len(values))
             began, end = trial.datetime_start, trial.datetime_complete or datetime.now()
-            table.add_row(
-                str(trial.number), Text(trial.state.name, STYLES[trial.state.name]), *shown, " ".join(f"{k}={_short(v)}" for k, v in trial.params.items()),
-                show_seconds((end - began).total_seconds()) if began else "", (worker_of(trial) or "").rpartition("-")[0] if trial in running else "",
-            )  # fmt: skip
+            params = Text(_params(trial.params, names), no_wrap=True, overflow="ellipsis")
+            took = show_seconds((end - began).total_seconds()) if began else ""
+            table.add_row(str(trial.number), Text(trial.state.name, STYLES[trial.state.name]), *shown, params, took, workers.get(trial.number, ""))
         return table
+
+    def _names(self) -> dict[str, str]:
+        """Parameter -> as little of its end as tells it from the others: ``optimizer.lr`` -> ``lr``."""
+        keys = [parameter["key"].lstrip("+") for parameter in self.sweep.plan.space.get("parameters", [])]
+        ends = {key: [".".join(key.split(".")[-n:]) for n in range(1, key.count(".") + 2)] for key in keys}
+        return {key: next((end for end in ends[key] if sum(end in others for others in ends.values()) == 1), key) for key in keys}
+
+
+def _params(params: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return " ".join(f"{names.get(key, key)}={_short(value)}" for key, value in params.items())
+
+
+def _told_apart(running: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Trial number -> its worker's process, with the host where not all are on this one."""
+    from sweeps.study import worker_of
+
+    workers = {t.number: tuple(name.rpartition("-")[0].rpartition("-")[::2]) for t in running if (name := worker_of(t))}
+    here = {host for host, _ in workers.values()} <= {socket.gethostname()}
+    return {number: pid if here else f"{host}-{pid}" for number, (host, pid) in workers.items()}
 
 
 def outcome_table(sweep: Sweep) -> Comparison:
-    """The trials of a sweep, best first, as a table; those that failed or were pruned at its end."""
+    """The trials of a sweep, best first, as a table, those that failed or were pruned at its end; the runs of a multirun in their order."""
     plan = sweep.plan
     trials = [t for t in sweep.trials() if t.state.is_finished()]
     keys = list(dict.fromkeys(key for t in trials for key in t.params))
@@ -126,10 +145,17 @@ def outcome_table(sweep: Sweep) -> Comparison:
     for trial in sorted(trials, key=order) if plan.kind == "sweep" else trials:
         found = (trial.user_attrs.get("losskit:metrics") or {}) | dict(zip(plan.objectives, trial.values or [], strict=False))
         params, shown = {k: _short(v) for k, v in trial.params.items()}, {m: found[m] for m in metrics if m in found}
-        rows.append({"name": str(trial.number), "status": trial.state.name, **params, **shown})
-    columns = [Column("name", "text"), *(Column(k, "param") for k in keys), *(Column(m, "metric") for m in metrics)]
+        rows.append({"trial": str(trial.number), "name": _run_name(trial), "status": trial.state.name, **params, **shown})
+    columns = [Column("trial" if plan.kind == "sweep" else "name", "text"), *(Column(k, "param") for k in keys), *(Column(m, "metric") for m in metrics)]
     columns += [Column("status", "text")] if any(row["status"] != "COMPLETE" for row in rows) else []
     return Comparison(columns, [dict(row) for row in rows], plan.objectives[0], "max" if sign < 0 else "min", [], more="--json")
+
+
+def _run_name(trial: FrozenTrial) -> str:
+    from sweeps.study import runs_of
+
+    run = next(iter(runs_of(trial).values()), {})
+    return str(run["summary"]["run_name"]) if "summary" in run else Path(run.get("run_dir", "")).name
 
 
 def _short(value: Any) -> str:

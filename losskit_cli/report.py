@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from losskit_cli.compare import show_seconds
 from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.groups import counted
-from losskit_cli.studies import existing_storage, existing_study
+from losskit_cli.studies import existing_storage, existing_study, train_command
 from losskit_cli.tracking.contents import flatten
 from losskit_cli.tracking.store import RunInfo, Store
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from losskit_cli.report_figures import Drawing
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-NOT_TRAINING = re.compile(r"[+~]*(sweep|hydra)([./@=]|$)")  # overrides that say how the sweep is run
 MAX_ROWS = 1000
 MAX_COMMANDS = 10
 MAX_ERROR = 2000
@@ -164,22 +163,6 @@ def _runs(name: str, trials: Sequence[FrozenTrial], store: Store | None) -> dict
         if own is not None and trial.number not in found:
             found[trial.number] = [own]
     return {number: sorted(runs, key=lambda r: (r.tags.get("losskit.seed", "").zfill(12), r.run_id)) for number, runs in found.items()}
-
-
-def train_command(plan: Mapping[str, Any], trial: FrozenTrial) -> str:
-    """The command line, quoted for a POSIX shell, that trains again what a trial trained: its own overrides on top of those that all trials share."""
-    own = [str(o) for o in trial.user_attrs.get("losskit:overrides") or [f"{key}={value}" for key, value in trial.params.items()]]
-    shared = [str(o) for o in plan.get("fixed") or [] if not NOT_TRAINING.match(str(o)) and o not in own]
-    seeds = [str(s) for s in plan.get("seeds") or []]
-    if seeds:
-        shared, own = ([o for o in overrides if not o.startswith("seed=")] for overrides in (shared, own))
-        own = [*own, f"seed={','.join(seeds)}"]
-    words = ["losskit", "train", *(["--multirun"] if len(seeds) > 1 else [])]
-    for folder in plan.get("config_dirs") or []:
-        words += ["--config-dir", str(folder)]
-    if plan.get("config_name", "train") != "train":
-        words += ["--config-name", str(plan["config_name"])]
-    return shlex.join([*words, *shared, *own])
 
 
 def _counts(view: SweepView) -> dict[str, int]:
@@ -521,4 +504,4 @@ def _figure(value: float, digits: int = 4) -> str:
     return str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-__all__ = ["SweepView", "report_html", "run_report", "train_command", "view_of"]
+__all__ = ["SweepView", "report_html", "run_report", "view_of"]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from losskit_cli.groups import counted
@@ -26,6 +27,12 @@ MAX_SLICES = 12
 ACCENT, PLAIN, FAINT = "#1a80c4", "#8a8f98", "#b9bec7"
 SCALE = [[0.0, "#e3a008"], [0.5, "#4aa3a2"], [1.0, "#2d5fb3"]]  # readable on white and on near-black alike
 Curve = list[tuple[int, float]]
+
+
+def import_libraries() -> None:
+    """What the pictures are drawn and computed with takes seconds to import; for a process that has the time for it now."""
+    for module in ("optuna.importance", "optuna.visualization", "plotly.graph_objects"):
+        import_module(module)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def execute(
         notes = _nothing_trained(spec.config)
         checkpoint = _checkpoint_to_resume(run_dir, notes) if resume else None
         experiment = _built(spec, run_dir, checkpoint, tracking, console, load_model, notes)
-        experiment.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        experiment.trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]  # their state goes into the checkpoint of the same moment
     except BaseException:
         ranks.close()
         tracking.abandon()

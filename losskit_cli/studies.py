@@ -1,9 +1,12 @@
-"""Finding a sweep's study to look at: nothing is made that was not there."""
+"""A sweep's study, found without making anything that was not there, and the command that trains one of its trials again."""
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from components.validation import did_you_mean
@@ -12,6 +15,9 @@ from losskit_cli.errors import UsageError
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+NOT_TRAINING = re.compile(r"[+~]*(sweep|hydra)([./@=]|$)")  # overrides that say how the sweep is run
 
 
 def existing_storage(address: str | None = None) -> tuple[str, BaseStorage]:
@@ -52,6 +58,22 @@ def existing_study(name: str, storage: BaseStorage) -> optuna.Study:
         raise UsageError(f"there is no sweep {name!r}{did_you_mean(name, names)} ({there})") from error
 
 
+def train_command(plan: Mapping[str, Any], trial: FrozenTrial) -> str:
+    """The command line, quoted for a POSIX shell, that trains again what a trial trained: its own overrides on top of those that all trials share."""
+    own = [str(o) for o in trial.user_attrs.get("losskit:overrides") or [f"{key}={value}" for key, value in trial.params.items()]]
+    shared = [str(o) for o in trial.user_attrs.get("losskit:fixed", plan.get("fixed") or []) if not NOT_TRAINING.match(str(o)) and o not in own]
+    seeds = [str(s) for s in plan.get("seeds") or []]
+    if seeds:
+        shared, own = ([o for o in overrides if not o.startswith("seed=")] for overrides in (shared, own))
+        own = [*own, f"seed={','.join(seeds)}"]
+    words = ["losskit", "train", *(["--multirun"] if len(seeds) > 1 else [])]
+    for folder in plan.get("config_dirs") or []:
+        words += ["--config-dir", str(folder)]
+    if plan.get("config_name", "train") != "train":
+        words += ["--config-name", str(plan["config_name"])]
+    return shlex.join([*words, *shared, *own])
+
+
 def _file_of(address: str) -> Path | None:
     """The file that an address with a whole path names, if it is a file's."""
     for scheme in ("sqlite:///", "journal:"):
@@ -60,4 +82,4 @@ def _file_of(address: str) -> Path | None:
     return None
 
 
-__all__ = ["existing_storage", "existing_study"]
+__all__ = ["existing_storage", "existing_study", "train_command"]

@@ -5,46 +5,43 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
-from losskit_cli.commands import spec_of
-from losskit_cli.compare import better_direction, terminal_width, to_table
+from losskit_cli.compare import terminal_width, to_table
 from losskit_cli.compose import Composer
 from losskit_cli.errors import LosskitError, RunError, UsageError
 from losskit_cli.live import LiveTable, outcome_table, pareto
 from losskit_cli.merging import flat
-from losskit_cli.names import two_words
-from losskit_cli.ranks import threads_each, usable_cores
-from losskit_cli.sweep_run import SweepRun
+from losskit_cli.rundir import remove_run_dir
+from losskit_cli.signals import as_interrupts
+from losskit_cli.studies import existing_storage, train_command
+from losskit_cli.sweep_plan import cautions, key_of, make_plan, require_logged
+from losskit_cli.sweep_run import SweepRun, alone, make_directory, without_credentials
+from losskit_cli.sweep_work import work
 from losskit_cli.tracking.server import WriterServer
-from losskit_cli.trials import TrialComposer
-from sweeps.algorithms import AlgorithmError, build_pruner, parse_constraints, read_sampler
-from sweeps.launchers import LauncherError, is_launcher_override, launch
-from sweeps.pool import Pool, WorkersDie
-from sweeps.settings import Direction, Plan, SweepError, SweepSettings, auto_workers
+from sweeps.algorithms import AlgorithmError
+from sweeps.launchers import LauncherError
+from sweeps.pool import WorkersDie
+from sweeps.settings import Plan, SweepError
 from sweeps.space import SearchSpace, SpaceError
 from sweeps.storage import StorageError, address_of, open_storage, shown
 from sweeps.study import ERROR, Status, Sweep, runs_of
 
-DEFAULT_TRIALS = 20
-MOST_TRIED = 500  # points of a grid whose configs are composed before anything starts
-TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
-WORKER = "losskit_cli.trial_runs:main"
-LAUNCHED = "losskit_cli.trial_runs:launched"
+BY_COMMAND = "stopped with losskit sweep --stop"
 
 
 class SweepInterrupted(LosskitError):
@@ -54,7 +51,9 @@ class SweepInterrupted(LosskitError):
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------------
-def start(composer: Composer, overrides: Sequence[str], *, every_point: bool = False, dry_run: bool = False, json: bool, quiet: bool) -> None:
+def start(
+    composer: Composer, overrides: Sequence[str], *, every_point: bool = False, dry_run: bool = False, force: bool = False, json: bool, quiet: bool
+) -> None:
     """``losskit sweep``, and with ``every_point`` ``losskit train --multirun``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with in_words():
@@ -63,13 +62,23 @@ def start(composer: Composer, overrides: Sequence[str], *, every_point: bool = F
             _show_plan(plan, json=json)
             return
         address = address_of(plan.settings["storage"])
+        require_logged(plan)  # before there is a storage: nothing is left behind
         storage = open_storage(address)
-        if given_name and plan.name in [s.study_name for s in storage.get_all_studies()]:
-            sweep = Sweep.open(plan.name, storage, address)
-            _same_again(sweep, plan)
-        else:
-            sweep = Sweep.create(plan, storage, address)
-        run_sweep(sweep, json=json, quiet=quiet)
+        there = given_name and plan.name in [s.study_name for s in storage.get_all_studies()]
+        sweep = Sweep.open(plan.name, storage, address) if there else _create(plan, storage, address)
+        with alone(sweep):
+            if there:  # the same command once more goes on with it
+                _go_on_with(sweep, plan, force=force)
+            run_sweep(sweep, json=json, quiet=quiet)
+
+
+def _create(plan: Plan, storage: BaseStorage, address: str) -> Sweep:
+    directory = make_directory(plan)
+    try:
+        return Sweep.create(plan, storage, address, directory=str(directory))
+    except BaseException:
+        remove_run_dir(directory)
+        raise
 
 
 def resume(name: str, overrides: Sequence[str], *, storage: str | None, force: bool, json: bool, quiet: bool) -> None:
@@ -77,12 +86,12 @@ def resume(name: str, overrides: Sequence[str], *, storage: str | None, force: b
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with in_words():
         sweep = open_sweep(name, storage)
-        before = sweep.plan
-        after, _ = make_plan(
-            Composer(before.config_dirs, before.config_name), [*before.given, *overrides], every_point=before.kind == "multirun", name=before.name
-        )
-        _go_on_with(sweep, after, force=force)
-        run_sweep(sweep, json=json, quiet=quiet)
+        before, keys = sweep.plan, {key_of(text) for text in overrides}
+        given = [*(text for text in before.given if key_of(text) not in keys), *overrides]
+        after, _ = make_plan(Composer(before.config_dirs, before.config_name), given, every_point=before.kind == "multirun", name=before.name)
+        with alone(sweep):
+            _go_on_with(sweep, after, force=force)
+            run_sweep(sweep, json=json, quiet=quiet)
 
 
 def status(name: str, *, storage: str | None, watch: bool, json: bool) -> None:
@@ -108,8 +117,8 @@ def stop(name: str, *, storage: str | None) -> None:
         sweep = open_sweep(name, storage)
         if sweep.status().done:
             raise UsageError(f"{name} is finished: there is nothing to stop")
-        sweep.stop("stopped with losskit sweep --stop")
-        Console(stderr=True).print(f"{name} stops; go on with: losskit sweep --resume {name}", highlight=False, soft_wrap=True)
+        sweep.stop(BY_COMMAND)
+        Console(stderr=True).print(f"{name} stops; go on with: {_again(sweep)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def worker(name: str, *, storage: str | None) -> None:
@@ -131,106 +140,20 @@ def worker(name: str, *, storage: str | None) -> None:
             done.append(number)
             out.print(f"trial {number}: {state.name}", highlight=False)
 
-        try:
-            why = worker_of_sweep(sweep, told=told).work()
-        except KeyboardInterrupt:
-            why = "interrupted"
-        out.print(f"{len(done)} trials done" + (f"; ended because {why}" if why else "; the sweep has none left"), markup=False, highlight=False)
+        with WriterServer.start() if sweep.plan.config["tracking"].get("enabled", True) else nullcontext(), as_interrupts():
+            try:
+                why = worker_of_sweep(sweep, told=told).work()
+            except KeyboardInterrupt:
+                why = "interrupted"
+        out.print(f"{len(done)} trial{'' if len(done) == 1 else 's'} done; {why or 'the sweep has none left'}", markup=False, highlight=False, soft_wrap=True)
         if why == "interrupted":
-            raise SweepInterrupted("stopped; its trial is checkpointed and goes to another worker")
+            raise SweepInterrupted("stopped; a trial that it was at is checkpointed and goes to another worker")
 
 
 def open_sweep(name: str, storage: str | None) -> Sweep:
     """A sweep by its name; in ``storage``, or in the working directory's."""
-    if storage is None and not Path("sweeps.db").exists():
-        raise UsageError("there is no sweeps.db in this directory: no sweep was started here (or name its storage: --storage …)")
-    address = address_of(storage)
-    return Sweep.open(name, open_storage(address), address)
-
-
-# -- planning ----------------------------------------------------------------------------------------------------------------
-def make_plan(composer: Composer, overrides: Sequence[str], *, every_point: bool = False, name: str | None = None) -> tuple[Plan, bool]:
-    """What ``overrides`` ask for, checked as far as it can be before anything runs; and whether the user gave it a name.
-
-    Raises:
-        UsageError: a mistake in the space, the settings or the experiment.
-    """
-    given = [_as_group(text) for text in overrides]
-    launcher = [text for text in given if is_launcher_override(text)]
-    own = [text for text in given if text not in launcher]
-    base = [text for text in own if not _is_sweep_setting(text) and not _is_swept(text)]
-    if not any(_key(text) == "sweep" for text in own) and composer.compose(base).choices.get("sweep") is None:  # an experiment may choose one
-        own = ["sweep=default", *own]
-    trials = TrialComposer(composer, base, composer.config_name)
-    config = composer.compose([text for text in own if not _is_swept(text)]).resolved()
-    settings = SweepSettings.from_config(config.pop("sweep"))
-    if launcher:
-        settings = settings.model_copy(update={"launcher": shlex.join(launcher)})
-    # the command line goes before the preset's space, whether it gives a key choices or fixes it
-    named = {_key(text) for text in own}
-    texts = [text for text in own if _is_swept(text)] + [f"{key}={text}" for key, text in settings.space.items() if key not in named]
-    space, shared = SearchSpace.parse([*base, *texts], trials.config_loader)
-    space.check(trials)
-    sampler, constraints = read_sampler(settings.sampler), parse_constraints(settings.constraints)
-    exhaustive = every_point or sampler.exhaustive or (settings.n_trials is None and space.finite)
-    if not space.parameters and not every_point:
-        raise UsageError("there is nothing to search: give at least one parameter choices, such as optimizer.lr=tag(log,interval(1e-4,1)) or loss=poly1,focal")
-    objectives = settings.objectives or [config["optimized_metric"]]
-    directions = list(settings.directions) or [direction_of(metric, config) for metric in objectives]
-    if not every_point:
-        sampler.check(space, directions, constraints)
-    build_pruner(settings.pruner, directions=directions)
-    points = space.points(trials) if exhaustive else []
-    points = points if every_point else sampler.order(points, settings.seed)
-    total = min(settings.n_trials or len(points), len(points)) if exhaustive else settings.n_trials or DEFAULT_TRIALS
-    for example in _examples(space, trials, points):
-        spec_of(trials.compose(example), composer.config_name)
-    seeds = settings.seed_list(config["seed"]) if settings.seeds != 1 else []
-    plan = Plan(
-        name=name or settings.name or f"{'multirun' if every_point else 'sweep'}-{two_words()}",
-        given=[text for text in given if _key(text) != "sweep.name"],
-        fixed=shared,
-        space_given=texts,
-        space=space.to_dict(),
-        settings=settings.model_dump(),
-        objectives=objectives,
-        directions=directions,
-        seeds=seeds,
-        total=total,
-        config=config,
-        points=points[:total],
-        config_dirs=[str(d) for d in composer.config_dirs],
-        config_name=composer.config_name,
-        kind="multirun" if every_point else "sweep",
-        cwd=str(Path.cwd()),
-    )
-    return plan, settings.name is not None
-
-
-def direction_of(metric: str, config: Mapping[str, Any]) -> Direction:
-    """Which way a metric is better: the experiment's own says so itself, others by their names, times when they are short."""
-    if metric == config["optimized_metric"] and config["optimized_direction"] in ("minimize", "maximize"):
-        return "minimize" if config["optimized_direction"] == "minimize" else "maximize"
-    return "minimize" if metric.startswith("time/") or better_direction(metric) == "min" else "maximize"
-
-
-def _examples(space: SearchSpace, trials: TrialComposer, points: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Trials whose configs are checked beforehand: all of a grid, some draws of another space."""
-    if points:
-        yield from (space.overrides_of(point) for point in points[:MOST_TRIED])
-        return
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    yield from (space.suggest(study.ask(), trials) for _ in range(5))
-
-
-def _same_again(sweep: Sweep, plan: Plan) -> None:
-    """The same command once more goes on with a sweep that is not finished; anything else needs a word."""
-    if sweep.status().done and plan.total <= sweep.plan.total:
-        raise UsageError(
-            f"there is a sweep {plan.name!r} already, and it is finished. "
-            f"More trials: losskit sweep --resume {plan.name} sweep.n_trials=…; another sweep: sweep.name=…"
-        )
-    _go_on_with(sweep, plan, force=False)
+    address, opened = existing_storage(storage)
+    return Sweep.open(name, opened, address)
 
 
 def _go_on_with(sweep: Sweep, plan: Plan, *, force: bool) -> None:
@@ -238,40 +161,31 @@ def _go_on_with(sweep: Sweep, plan: Plan, *, force: bool) -> None:
     if differences and not force:
         shown_first = "\n  ".join(differences[:8]) + (f"\n  … and {len(differences) - 8} more" if len(differences) > 8 else "")
         raise UsageError(
-            f"{plan.name} was started with another configuration:\n  {shown_first}\n"
-            "Give the sweep another name (sweep.name=…), or go on all the same, with both recorded: --force"
+            f"there is a sweep {plan.name!r} already, started with another configuration:\n  {shown_first}\n"
+            f"Go on with it as it was: losskit sweep --resume {plan.name}; start another: sweep.name=…; change it, with both recorded: --force"
         )
     if plan.total < sweep.plan.total and not differences:
         raise UsageError(f"{plan.name} was started with {sweep.plan.total} trials, which cannot become {plan.total}: give more, or stop it (--stop)")
     if sweep.status().done and plan.total <= sweep.plan.total:
-        raise UsageError(f"{plan.name} is finished: all of its {sweep.plan.total} trials are done. More: losskit sweep --resume {plan.name} sweep.n_trials=…")
+        if plan.points and len(plan.points) == plan.total:
+            raise UsageError(f"{plan.name} is finished: it has tried every point of its space. Another sweep: sweep.name=…")
+        raise UsageError(
+            f"{plan.name} is finished: all of its {sweep.plan.total} trials are done. "
+            f"More: losskit sweep --resume {plan.name} sweep.n_trials=…; another sweep: sweep.name=…"
+        )
+    old, new = (SearchSpace.from_dict(p.space).distributions for p in (sweep.plan, plan))
+    for name in old.keys() & new.keys():
+        try:
+            check_distribution_compatibility(old[name], new[name])
+        except ValueError as error:
+            raise UsageError(f"{name} has been searched among other choices, and a sweep compares its trials by them: start another (sweep.name=…)") from error
     sweep.change(replace(plan, cwd=plan.cwd or sweep.plan.cwd))
-
-
-def _as_group(text: str) -> str:
-    """``sweep.pruner=hyperband`` chooses an option, as ``sweep/pruner=hyperband`` does."""
-    key, equals, value = text.partition("=")
-    if key in ("sweep.sampler", "sweep.pruner") and equals and not value.startswith("{"):
-        return f"{key.replace('.', '/')}={'none' if value == 'null' else value}"
-    return text
-
-
-def _key(text: str) -> str:
-    return text.split("=", 1)[0].lstrip("+~")
-
-
-def _is_swept(text: str) -> bool:
-    return bool(SearchSpace.parse([text])[0].parameters) if "=" in text and "glob(" not in text else "glob(" in text
-
-
-def _is_sweep_setting(text: str) -> bool:
-    return _key(text).replace("/", ".").split(".")[0] == "sweep"
 
 
 def _show_plan(plan: Plan, *, json: bool) -> None:
     """``--dry-run``: what would be searched."""
     if json:
-        _write(plan.to_json())
+        _write(without_credentials(plan).to_json())
         return
     out = Console()
     out.print(f"{plan.total} trials" + (f", each over the seeds {', '.join(map(str, plan.seeds))}" if plan.seeds else ""), highlight=False)
@@ -284,29 +198,31 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
 def run_sweep(sweep: Sweep, *, json: bool, quiet: bool) -> None:
     """Keep workers going until the sweep is done, stopped or interrupted, and say how it ended."""
     out = Console(stderr=True, quiet=quiet or json)
-    sweep.stop(None)
-    sweep.top_up()
-    with WriterServer.start() if sweep.plan.config["tracking"].get("enabled", True) else nullcontext():
+    tracked = sweep.plan.config["tracking"].get("enabled", True)
+    with WriterServer.start() if tracked else nullcontext():
+        sweep.stop(None)
+        sweep.top_up()
         _run_sweep(sweep, out, json=json, quiet=quiet)
 
 
 def _run_sweep(sweep: Sweep, out: Console, *, json: bool, quiet: bool) -> None:
     run = SweepRun.begin(sweep)
-    for note in run.notes:
+    for note in (*cautions(sweep.plan), *run.notes):
         out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     out.print(f"{sweep.plan.name}: {sweep.plan.total} trials in {shown(sweep.address)}", markup=False, highlight=False, soft_wrap=True)
     error: LosskitError | None = None
     try:
-        with _term_is_interrupt():
-            _work(sweep, run, out)
+        with as_interrupts():
+            work(sweep, run, out)
     except KeyboardInterrupt:
-        error = SweepInterrupted(f"stopped; what ran is checkpointed. Go on with: losskit sweep --resume {sweep.plan.name}")
+        sweep.stop("interrupted")  # workers that others have added end too
+        error = SweepInterrupted(f"stopped; what ran is checkpointed. Go on with: {_again(sweep)}")
     except WorkersDie as dying:
-        error = RunError(str(dying))
+        error = RunError(f"{dying}. Go on with: {_again(sweep)}")
     now = sweep.status()
     if error is None and now.stop:
-        error = RunError(f"{now.stop}. Go on with: losskit sweep --resume {sweep.plan.name}")
-    how = "FINISHED" if error is None else "KILLED" if isinstance(error, SweepInterrupted) else "FAILED"
+        error = RunError(f"{now.stop}. Go on with: {_again(sweep)}")
+    how = "FINISHED" if error is None else "KILLED" if isinstance(error, SweepInterrupted) or now.stop == BY_COMMAND else "FAILED"
     _keep_report(sweep, run, out, finished=error is None)
     outcome = run.end(now, how, str(error) if error else None)
     if outcome is not None and not outcome.ok:
@@ -314,80 +230,14 @@ def _run_sweep(sweep: Sweep, out: Console, *, json: bool, quiet: bool) -> None:
     _report(sweep, now, json=json, quiet=quiet, error=error)
 
 
-def _work(sweep: Sweep, run: SweepRun, out: Console) -> None:
-    plan, settings = sweep.plan, sweep.settings
-    if settings.launcher:
-        _launch(sweep, run)
-        return
-    left = plan.total - sweep.status().finished
-    devices = _devices(plan.config["trainer"])
-    count = auto_workers(usable_cores(), len(devices), left) if settings.workers == "auto" else min(int(settings.workers), max(1, left))
-    pool = Pool(
-        WORKER,
-        (plan.name, sweep.address, plan.cwd),
-        count,
-        preload=["losskit_cli.trial_runs"],
-        environment={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each(count)))},
-        devices=devices,
-        lost=sweep.lost,
-    )
-    pool.prepare()
-    run.wait_for_id(sweep)
-    pool.start()
-    calmly = False
-    try:
-        with LiveTable(sweep, out) as table:
-            while True:
-                now = sweep.status()
-                running = pool.tend(more=not now.stop and now.finished < now.total)
-                table.update(now)
-                run.show(now)
-                if now.done or not running:
-                    break
-                time.sleep(TICK_SECONDS)
-        calmly = True
-    except KeyboardInterrupt:
-        calmly = True
-        raise
-    finally:
-        pool.close(calmly)
+def _again(sweep: Sweep) -> str:
+    """The command that goes on with a sweep."""
+    return f"losskit sweep --resume {sweep.plan.name}{_where(sweep)}"
 
 
-def _devices(trainer: Mapping[str, Any]) -> list[str]:
-    """The GPUs that workers take in turn, one each; none where trials run on the CPU or need several themselves."""
-    if trainer.get("accelerator") == "cpu" or trainer.get("devices", 1) not in (1, "auto", "1"):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip()]
-    return [str(i) for i in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
-
-
-def _launch(sweep: Sweep, run: SweepRun) -> None:
-    """Workers through a Hydra launcher plugin; it returns when all of them have ended."""
-    settings, plan = sweep.settings, sweep.plan
-    run.wait_for_id(sweep)
-    jobs = 1 if settings.workers == "auto" else int(settings.workers)
-    argument = {"name": plan.name, "address": sweep.address, "cwd": plan.cwd}
-    dirs = [Path(d) for d in plan.config_dirs]
-    launch(shlex.split(settings.launcher or ""), jobs, LAUNCHED, argument, directory=Path(plan.cwd), name=plan.name, paths=[plan.cwd], config_dirs=dirs)
-
-
-@contextmanager
-def _term_is_interrupt() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _where(sweep: Sweep) -> str:
+    """How a command names the sweep's storage, if it must."""
+    return "" if sweep.address == address_of() else f" --storage {shlex.quote(shown(sweep.address))}"
 
 
 @contextmanager
@@ -397,6 +247,8 @@ def in_words() -> Iterator[None]:
         yield
     except (AlgorithmError, LauncherError, SpaceError, SweepError, StorageError) as error:
         raise UsageError(str(error)) from error
+    except StorageInternalError as error:
+        raise RunError(f"{error.args[0] if error.args else 'the storage failed'}. When it is back: losskit sweep --resume NAME") from error
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------------
@@ -430,8 +282,8 @@ def _report(sweep: Sweep, now: Status, *, json: bool, quiet: bool, error: Losski
             best = pareto(now.best_value) if isinstance(now.best_value, list) else f"{now.best_value:.6g}"
             out.print(f"\nbest {', '.join(plan.objectives)}  {best}", markup=False, highlight=False, soft_wrap=True)
             for trial in sweep.best()[:1]:
-                out.print(f"run it again     {best_command(sweep, trial)}", markup=False, highlight=False, soft_wrap=True)
-            look = (f"compare --sweep {plan.name}", f"report {plan.name}", f"ui --sweep {plan.name}")
+                out.print(f"run it again     {train_command(asdict(plan), trial)}", markup=False, highlight=False, soft_wrap=True)
+            look = (f"compare --sweep {plan.name}", f"report {plan.name}{_where(sweep)}", f"ui --sweep {plan.name}{_where(sweep)}")
             out.print(f"look at it       {'   ·   '.join(f'losskit {words}' for words in look)}", highlight=False, soft_wrap=True)
     for trial in failed if not quiet else ():
         what = " ".join(trial.user_attrs.get("losskit:overrides", []))
@@ -442,12 +294,6 @@ def _report(sweep: Sweep, now: Status, *, json: bool, quiet: bool, error: Losski
         raise LosskitError(f"{len(failed)} of {plan.total} runs failed")
     if not now.complete:
         raise RunError(f"no trial of {plan.name} was completed")
-
-
-def best_command(sweep: Sweep, trial: optuna.trial.FrozenTrial) -> str:
-    """``losskit train`` with what the trial was run with, quoted for a shell."""
-    dirs = [word for directory in sweep.plan.config_dirs for word in ("--config-dir", directory)]
-    return shlex.join(["losskit", "train", *dirs, *sweep.plan.fixed, *trial.user_attrs.get("losskit:overrides", [])])
 
 
 def _outcomes(sweep: Sweep) -> list[dict[str, Any]]:
@@ -470,4 +316,4 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-__all__ = ["SweepInterrupted", "best_command", "make_plan", "open_sweep", "resume", "run_sweep", "start", "status", "stop", "worker"]
+__all__ = ["SweepInterrupted", "open_sweep", "resume", "run_sweep", "start", "status", "stop", "worker"]

@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from losskit_cli.rundir import make_run_dir
+from losskit_cli.errors import UsageError
+from losskit_cli.rundir import CHECKPOINTS, HeldError, hold, make_run_dir
 from losskit_cli.tracking.contents import PREFIX, config_hash
 from losskit_cli.tracking.journal import Journal
 from losskit_cli.tracking.process import Outcome, Writer, start_writer
 from losskit_cli.tracking.settings import TrackingSettings, require_reachable
 from losskit_cli.tracking.state import RunFile
 from sweeps.settings import Plan
-from sweeps.study import PARENT, Status, Sweep
+from sweeps.storage import shown
+from sweeps.study import DIRECTORY, PARENT, Status, Sweep
 
-DIRECTORY = "losskit:dir"
 WAIT_SECONDS = 30.0  # for MLflow to make the parent run; its children need its id
+
+
+def make_directory(plan: Plan) -> Path:
+    """The sweep's own directory, beside those of its trials."""
+    directory = make_run_dir(Path(plan.config["output_dir"]), plan.name)
+    (directory / CHECKPOINTS).rmdir()
+    return directory
+
+
+@contextmanager
+def alone(sweep: Sweep) -> Iterator[None]:
+    """Only one process at a time looks after a sweep.
+
+    Raises:
+        UsageError: another one does.
+    """
+    known = Path(sweep.study.user_attrs.get(DIRECTORY, ""))
+    if DIRECTORY not in sweep.study.user_attrs or not known.is_dir():  # gone on with on another machine
+        known = make_directory(sweep.plan)
+        sweep.study.set_user_attr(DIRECTORY, str(known))
+    try:
+        lock = hold(known, sweep.plan.name)
+    except HeldError as error:
+        raise UsageError(f"{sweep.plan.name} is running already. One more worker for it: losskit worker {sweep.plan.name}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class SweepRun:
@@ -40,16 +71,10 @@ class SweepRun:
         Raises:
             RunError: the tracking server is away and ``tracking.on_error`` is ``stop``.
         """
-        plan, known = sweep.plan, sweep.study.user_attrs.get(DIRECTORY)
+        plan, directory = sweep.plan, Path(sweep.study.user_attrs[DIRECTORY])
         settings = TrackingSettings.from_config(plan.config["tracking"])
         away = require_reachable(settings) if settings.enabled else None
         notes = [f"{away}; values are kept and sent when it is back (losskit sync)"] if away else []
-        if known and Path(known).is_dir():
-            directory = Path(known)
-        else:
-            directory = make_run_dir(Path(plan.config["output_dir"]), plan.name)
-            (directory / "checkpoints").rmdir()
-            sweep.study.set_user_attr(DIRECTORY, str(directory))
         if not settings.enabled:
             return cls(directory, None, None, notes)
         writer = start_writer(directory, settings)
@@ -98,7 +123,7 @@ def described(plan: Plan, directory: Path) -> dict[str, Any]:
     settings: Mapping[str, Any] = plan.settings
     tags = {
         f"{PREFIX}sweep": plan.name,
-        f"{PREFIX}kind": plan.kind if plan.kind == "sweep" else "sweep",
+        f"{PREFIX}kind": "sweep",
         f"{PREFIX}config_hash": config_hash(plan.config),
         f"{PREFIX}run_dir": str(directory),
         f"{PREFIX}optimized_metric": ",".join(plan.objectives),
@@ -107,7 +132,17 @@ def described(plan: Plan, directory: Path) -> dict[str, Any]:
     params = {"sweep.total": plan.total, "sweep.objectives": ",".join(plan.objectives), "sweep.seeds": ",".join(map(str, plan.seeds)) or "1"}
     params |= {f"sweep.{part}": str((settings.get(part) or {}).get("_target_", "none")).rpartition(".")[2] for part in ("sampler", "pruner")}
     params |= {f"space.{key}": text for key, text in space_texts(plan).items()}
-    return {"name": plan.name, "tags": tags, "params": params, "texts": {"plan.json": plan.to_json(), "overrides.txt": "".join(f"{o}\n" for o in plan.given)}}
+    told = without_credentials(plan)
+    return {"name": plan.name, "tags": tags, "params": params, "texts": {"plan.json": told.to_json(), "overrides.txt": "".join(f"{o}\n" for o in told.given)}}
+
+
+def without_credentials(plan: Plan) -> Plan:
+    """The plan as others may read it: the storage's address without its user name and password."""
+    address = plan.settings.get("storage")
+    if not address:
+        return plan
+    given = [f"sweep.storage={shown(address)}" if text.lstrip("+").startswith("sweep.storage=") else text for text in plan.given]
+    return replace(plan, given=given, settings={**plan.settings, "storage": shown(address)})
 
 
 def space_texts(plan: Plan) -> dict[str, str]:
@@ -115,4 +150,4 @@ def space_texts(plan: Plan) -> dict[str, str]:
     return {text.partition("=")[0]: text.partition("=")[2] for text in plan.space_given}
 
 
-__all__ = ["SweepRun", "described", "space_texts"]
+__all__ = ["SweepRun", "alone", "described", "make_directory", "space_texts", "without_credentials"]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from components.validation import did_you_mean
-from losskit_cli.compose import Composed, Composer
+from losskit_cli.compose import Composed, Composer, note_override
 from losskit_cli.errors import UsageError
 from losskit_cli.merging import flat
 
@@ -166,10 +166,7 @@ class TrialComposer:
             except (HydraException, OmegaConfBaseException):
                 return None
             texts.append(text)
-            key = override.key_or_group
-            for other in [k for k in origins if k == key or k.startswith(f"{key}.")]:
-                del origins[other]
-            origins[key] = f"override {text}"
+            note_override(origins, override)
         return replace(base.composed, config=config, overrides=texts, origins=origins, choices=copy.deepcopy(base.composed.choices))
 
     def _base(self, groups: tuple[str, ...]) -> _Kept:

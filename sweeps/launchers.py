@@ -1,22 +1,26 @@
 """Workers of a sweep through a Hydra launcher plugin: joblib, submitit (this machine or Slurm), ray, or any other that is installed.
 
 A launcher starts jobs; here a job is a worker, which pulls trials from the sweep's storage until none is left. So it does not matter whether the launcher
-runs all of them at once, how long each lives, or whether one is lost on the way: what one leaves, another takes.
+runs all of them at once, how long each lives, or whether one is lost on the way: what one leaves, another takes. Launchers block, and end their workers at
+once on Ctrl-C; ``Launching`` therefore has one in a process of its own, beside which the sweep is looked after and ended in good order.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 GROUP = "hydra/launcher"
+LOCAL = ("basic", "joblib", "submitit_local", "ray")  # their workers share this machine
+END_SECONDS = 10.0  # for a launcher to close what it has opened, before it is killed with all that it has started here
 KEY = "hydra.launcher"
 PACKAGES = {  # launcher: the package of its plugin, and the extra of losskit that brings it
     "joblib": ("hydra-joblib-launcher", "joblib"),
@@ -89,7 +95,7 @@ def check(overrides: Sequence[str], jobs: int = 1, *, config_dirs: Sequence[Path
     Raises:
         LauncherError: an unknown launcher or setting, or a plugin that is not installed.
     """
-    _compose(overrides, jobs, "losskit", Path(), config_dirs)
+    _compose(overrides, jobs, "losskit", Path("launcher"), config_dirs)
     return str(launcher_of(overrides))
 
 
@@ -100,6 +106,7 @@ def launch(
     argument: Mapping[str, Any],
     *,
     directory: Path,
+    own: Path | None = None,
     name: str = "losskit",
     paths: Sequence[str | Path] = (),
     config_dirs: Sequence[Path] = (),
@@ -112,7 +119,8 @@ def launch(
         jobs: how many workers, at least 1.
         entry: the worker, as ``"module:function"``. It is called in the worker's process with one dict: ``argument`` and ``worker``, its number from 0.
         argument: what each worker is told; small and picklable.
-        directory: the working directory of the workers. What launchers write of their own goes into its folder ``launcher``.
+        directory: the working directory of the workers.
+        own: where the launcher writes what it keeps of its own (submitit: the jobs and their logs); ``directory/launcher`` by default.
         name: the jobs' name, as a cluster shows it.
         paths: folders that a worker puts first on ``sys.path``.
         config_dirs: config directories of the user's own, which may hold ``hydra/launcher/*.yaml``.
@@ -123,13 +131,14 @@ def launch(
     Raises:
         LauncherError: see ``check``; or the launcher itself failed, as joblib does when one of its workers is killed.
         KeyboardInterrupt: on Ctrl-C, at once. Workers on other machines and submitit's run on until they are told through the storage to stop.
+            See ``Launching`` for a gentler way.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext
 
     directory = directory.absolute()
-    loader, config = _compose(overrides, jobs, name, directory, config_dirs)
+    loader, config = _compose(overrides, jobs, name, own.absolute() if own else directory / "launcher", config_dirs)
     chosen = str(launcher_of(overrides))
     from hydra._internal.callbacks import Callbacks
 
@@ -154,6 +163,82 @@ def launch(
     finally:
         HydraConfig.instance().cfg = before
     return [_outcome(index, answer) for index, answer in enumerate(returned)]
+
+
+class Launching:
+    """``launch`` in a process of its own: whoever starts it can look after the sweep, and show it, until the workers have ended.
+
+    The process leads a session of its own, so that Ctrl-C in the terminal ends neither the launcher nor the workers that it has started here before they
+    have saved what they do: they are told through the storage to stop. It outlives whoever started it: what it launched goes on to the sweep's end.
+
+    Args:
+        arguments, options: of ``launch``; picklable.
+        log: the file for what the launcher and its workers print.
+        environment: set in the launcher's process, and so in the workers' that it starts from there.
+    """
+
+    def __init__(self, *arguments: Any, log: Path, environment: Mapping[str, str], **options: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.log = log
+        self._answers, theirs = context.Pipe(duplex=False)
+        told = (theirs, str(log), dict(environment), arguments, options)
+        self._process = context.Process(target=_launch_apart, args=told, name="losskit-launcher")
+        self._process.start()
+        theirs.close()
+        self._said: list[Outcome] | LauncherError | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether workers may still be there."""
+        self._listen()
+        return self._said is None and self._process.is_alive()
+
+    def outcomes(self) -> list[Outcome]:
+        """How the workers ended, once nothing runs any more; none where ``end`` has ended the launcher.
+
+        Raises:
+            LauncherError: see ``launch``; or the launcher's process died.
+        """
+        self._listen()
+        if isinstance(self._said, LauncherError):
+            raise self._said
+        if self._said is None and self._process.exitcode:
+            code = self._process.exitcode
+            how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+            raise LauncherError(f"the launcher's process {how} (see {self.log})")
+        return self._said or []
+
+    def end(self) -> None:
+        """End the launcher and what it has started on this machine, where that still runs. Jobs that a cluster has in its queue stay there."""
+        if self._process.is_alive() and self._process.pid:
+            if self._said is None:
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGINT)
+                connection.wait([self._process.sentinel], END_SECONDS)
+            with suppress(ProcessLookupError, PermissionError):  # not reaped yet, so its number is nobody else's. joblib keeps its processes for later
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+        self._process.join()
+        self._answers.close()
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            if self._said is None and self._answers.poll():
+                self._said = self._answers.recv()
+
+
+def _launch_apart(answers: connection.Connection, log: str, environment: dict[str, str], arguments: Sequence[Any], options: dict[str, Any]) -> None:
+    os.setsid()
+    with Path(log).open("ab", 0) as file:
+        os.dup2(file.fileno(), 1)  # what workers print is not the sweep's output
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    try:
+        answers.send(launch(*arguments, **options))
+    except LauncherError as error:
+        answers.send(LauncherError(str(error)))
+    except KeyboardInterrupt:
+        return
 
 
 def work(entry: str, argument: dict[str, Any], directory: str, paths: Sequence[str], config: DictConfig) -> dict[str, Any]:
@@ -184,7 +269,7 @@ def _function(entry: str) -> Any:
 # --------------------------------------------------------------------------- the launcher's config
 
 
-def _compose(overrides: Sequence[str], jobs: int, name: str, directory: Path, config_dirs: Sequence[Path]) -> tuple[ConfigLoaderImpl, DictConfig]:
+def _compose(overrides: Sequence[str], jobs: int, name: str, own: Path, config_dirs: Sequence[Path]) -> tuple[ConfigLoaderImpl, DictConfig]:
     """Hydra's own config with the launcher, nothing of the experiment: workers compose that themselves."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
@@ -220,7 +305,7 @@ def _compose(overrides: Sequence[str], jobs: int, name: str, directory: Path, co
         "hydra.output_subdir=null",
         "hydra.job.chdir=false",
         f"hydra.job.name={_quoted(name)}",
-        f"hydra.sweep.dir={_quoted(str(directory / 'launcher'))}",
+        f"hydra.sweep.dir={_quoted(str(own))}",
         *[text for text in overrides if text.lstrip("+").startswith(f"{GROUP}=")],
         *_defaults(chosen, overrides, jobs),
         *[text for text in overrides if not text.lstrip("+").startswith(f"{GROUP}=")],
@@ -340,13 +425,13 @@ def _result_of(job: Any, error: Exception) -> Any:
 def _lost(chosen: str, error: Exception) -> str:
     why = f"hydra/launcher={chosen} failed: {_one_line(error)}"
     if chosen == "joblib" and "Terminated" in type(error).__name__:
-        return f"hydra/launcher=joblib ended all its workers because one of them was killed; the sweep can be resumed ({_one_line(error)})"
+        return "hydra/launcher=joblib ended all its workers because one of them was killed; the sweep can be resumed"
     return why
 
 
 def _outcome(index: int, answer: Any) -> Outcome:
     if isinstance(answer, Exception):
-        return Outcome(index, error=_one_line(answer))
+        return Outcome(index, error=_one_line(answer).partition(" No error stream produced")[0])  # submitit has its whole log follow
     try:
         return Outcome(**answer.return_value)
     except Exception as error:  # noqa: BLE001  Hydra gives back, by raising it, what went wrong before the worker began

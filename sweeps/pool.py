@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -49,24 +50,14 @@ class Pool:
         lost: Callable[[int], object] = lambda pid: None,
     ) -> None:
         self.target, self.arguments, self.workers, self.devices, self.lost = target, tuple(arguments), workers, list(devices), lost
-        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["sweeps.pool", *preload])
-        self._environment = dict(environment or {})
+        self.preload, self._environment = tuple(preload), dict(environment or {})
         self._processes: list[BaseProcess | None] = [None] * workers
         self._started = [0.0] * workers
         self._hasty = 0
 
     def prepare(self) -> None:
         """Begin importing, in the process that the workers will be forked from; returns at once."""
-        before = {name: os.environ.get(name) for name in self._environment}
-        os.environ.update(self._environment)  # some of it counts only if it is there when a library is imported
-        try:
-            forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+        warm(self.preload, self._environment)
 
     def start(self) -> None:
         """Start the workers."""
@@ -77,7 +68,7 @@ class Pool:
     def _start(self, index: int) -> None:
         device = self.devices[index % len(self.devices)] if self.devices else None
         environment = {**os.environ, **self._environment}  # of now: the process that is forked has that of its own start
-        process = self._context.Process(target=call, args=(environment, self.target, *self.arguments, device), name=f"losskit-worker-{index}")
+        process = _context().Process(target=call, args=(environment, self.target, *self.arguments, device), name=f"losskit-worker-{index}")
         process.start()
         self._processes[index], self._started[index] = process, time.monotonic()
 
@@ -135,12 +126,81 @@ class Pool:
                     process.join()
 
 
-def call(environment: dict[str, str], target: str, *arguments: Any) -> None:
+def warm(preload: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Start the process that others are forked from, which imports ``preload``; returns at once. ``False``: there is one already."""
+    context = _context()
+    context.set_forkserver_preload(["sweeps.pool", *preload])
+    if _server() is not None:
+        return False
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)  # some of it counts only if it is there when a library is imported
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+    return True
+
+
+def cool() -> None:
+    """End the process that :func:`warm` has started, also amid its imports."""
+    pid = _server()
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it has no public way to be ended before this process
+
+
+def _server() -> int | None:
+    """The process id of the one that others are forked from, if it runs."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+def _context() -> ForkServerContext:
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    return context
+
+
+def once(target: str, arguments: Sequence[Any], *, preload: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Any:
+    """What ``module:function`` returns, called in a process like a worker's.
+
+    Raises:
+        ChildProcessError: it has died, or raised.
+    """
+    warm(preload, environment or {})
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, {**os.environ, **(environment or {})}, target, *arguments), name="losskit-once")
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError as error:
+        process.join()
+        raise ChildProcessError(f"the process ended with exit code {process.exitcode}") from error
+    finally:
+        receiver.close()
+        process.join()
+
+
+def _answer(sender: Connection, environment: dict[str, str], target: str, *arguments: Any) -> None:
+    sender.send(call(environment, target, *arguments))
+
+
+def call(environment: dict[str, str], target: str, *arguments: Any) -> Any:
     """Run ``module:function`` with ``environment``."""
     os.environ.clear()
     os.environ.update(environment)
     module, _, function = target.partition(":")
-    getattr(import_module(module), function)(*arguments)
+    return getattr(import_module(module), function)(*arguments)
 
 
-__all__ = ["Pool", "WorkersDie", "call"]
+def starter_lives() -> bool:
+    """In a worker: whether the process that has the pool is still there. The parent tells nothing: that one stays as long as there are workers."""
+    starter = multiprocessing.parent_process()
+    return starter is None or starter.is_alive()
+
+
+__all__ = ["Pool", "WorkersDie", "call", "cool", "once", "starter_lives", "warm"]

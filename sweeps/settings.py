@@ -10,6 +10,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sweeps.constraints import parse_constraints
+from sweeps.space import SearchSpace
+
+TIMES = ("time/run", "time/step")
+"""Seconds of a whole run and of one training step: metrics that every run has."""
+
 Direction = Literal["minimize", "maximize"]
 RESUMABLE = ("n_trials", "workers", "retries", "on_failure", "max_failures_in_a_row", "launcher", "grace_seconds")
 """Settings that may change from one session of a sweep to the next: they decide how long and how it is run, not what it is."""
@@ -43,7 +49,7 @@ class SweepSettings(BaseModel):
         space: key -> choices in Hydra's override grammar; the command line's go before these.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # sweep.name=3
 
     name: str | None = None
     sampler: dict[str, Any] = Field(default_factory=dict)
@@ -162,16 +168,23 @@ class Plan:
         objectives = dict(zip(self.objectives, self.directions, strict=True))
         return {"config": self.config, "space": self.space, "settings": settings, "objectives": objectives, "seeds": self.seeds}
 
+    @property
+    def judged_by(self) -> list[str]:
+        """Metrics that every run must have: the objectives, and those that constraints are on."""
+        return [*self.objectives, *(constraint.metric for constraint in parse_constraints(self.settings["constraints"]))]
+
     def differences(self, other: Plan, flat: Any) -> list[str]:
-        """What another plan would do otherwise, one line each: ``loss.gamma: 2 -> 3``.
+        """What another plan would do otherwise, one line each: ``loss.gamma: 2 → 3``.
 
         Args:
             other: the newer plan.
             flat: makes a nested mapping one of dotted keys.
         """
-        before, after = flat(self._identity()), flat(other._identity())
+        space = SearchSpace.from_dict(self.space).differences(SearchSpace.from_dict(other.space))
+        before, after = (flat({k: v for k, v in plan._identity().items() if k != "space"}) for plan in (self, other))
         changed = [key for key in [*before, *(k for k in after if k not in before)] if before.get(key) != after.get(key)]
-        return [f"{key.removeprefix('config.')}: {before.get(key, '(not there)')} -> {after.get(key, '(not there)')}" for key in changed]
+        rest = [f"{key.removeprefix('config.')}: {before.get(key, '(not there)')} → {after.get(key, '(not there)')}" for key in changed]
+        return [*space, *rest]
 
 
 def auto_workers(cores: int, devices: int, trials: int) -> int:
@@ -180,4 +193,4 @@ def auto_workers(cores: int, devices: int, trials: int) -> int:
     return max(1, min(wanted, trials))
 
 
-__all__ = ["Direction", "Plan", "SweepError", "SweepSettings", "auto_workers"]
+__all__ = ["TIMES", "Direction", "Plan", "SweepError", "SweepSettings", "auto_workers"]

@@ -7,6 +7,7 @@ trial whose worker died can be put back.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import sqlite3
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -207,6 +208,8 @@ def _open_journal(address: str) -> BaseStorage:
         return _Journal(path)
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path} is no journal of Optuna's ({error or type(error).__name__})") from error
+    except OSError as error:
+        raise StorageError(f"the storage {path} cannot be used: {error.strerror or error}") from error
 
 
 def _open_grpc(address: str) -> BaseStorage:
@@ -241,12 +244,15 @@ def _sqlite_tables(path: Path) -> set[str]:
     """The tables of an SQLite file, looked at without making the file or changing it."""
     if not path.exists() or path.stat().st_size == 0:
         return set()
-    with path.open("rb") as file:
-        if file.read(16) != b"SQLite format 3\x00":
-            raise StorageError(f"the storage {path} is not an SQLite file")
+    # never by opening the file ourselves: closing it again would drop the locks of every connection that this process has to it, and another
+    # process would take the write-ahead log away under them ("database disk image is malformed")
     connection = sqlite3.connect(f"file:{quote(path.as_posix())}?mode=ro", uri=True, timeout=BUSY_SECONDS)
     try:
         return {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise StorageError(f"the storage {path} is not an SQLite file") from error
+        raise
     finally:
         connection.close()
 
@@ -378,6 +384,63 @@ def requeue(
     return _requeue(study._storage, trial_id, started, (dict(user_attrs or {}), dict(system_attrs or {})))
 
 
+def claim_waiting(study: optuna.Study, mark: tuple[str, Any]) -> FrozenTrial | None:
+    """Take the first waiting trial, so that nobody else has it.
+
+    In the databases the trial runs and bears the mark in one transaction, so no other process ever sees one without the other.
+
+    Args:
+        study: the study.
+        mark: a system attribute that is set with it, such as who has it.
+
+    Returns:
+        The trial as it is now; ``None``: none waits.
+    """
+    storage, study_id = study._storage, study._study_id
+    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
+    if not isinstance(backend, _Rdb):
+        return _look_and_claim(storage, study_id, mark)
+    trial = backend.claim(study_id, mark)
+    if trial is not None and isinstance(storage, _Cached):
+        storage.know(study_id, trial)
+    return trial
+
+
+def finish(study: optuna.Study, trial_id: int, state: TrialState, values: Sequence[float] | None, *, held: tuple[str, Callable[[Any], bool]]) -> bool:
+    """End a running trial, if whoever asks has it still.
+
+    In the databases that is looked at in the transaction that ends it.
+
+    Args:
+        study: the study.
+        trial_id: the trial's id in the storage.
+        state: how it ended.
+        values: of the objectives.
+        held: a system attribute, and whether its value says that the trial is one's own.
+
+    Returns:
+        ``False``: it runs no more, or somebody else has it.
+    """
+    storage = study._storage
+    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
+    if isinstance(backend, _Rdb):
+        return backend.finish(trial_id, state, values, held)
+    trial = storage.get_trial(trial_id)
+    if trial.state != TrialState.RUNNING or not held[1](trial.system_attrs.get(held[0])):
+        return False
+    try:
+        return storage.set_trial_state_values(trial_id, state, values)
+    except UpdateFinishedTrialError:
+        return False
+
+
+def study_attr(study: optuna.Study, key: str) -> Any:
+    """One user attribute of the study, ``None`` where it is not there; the others, which may be large, are not read."""
+    storage, study_id = study._storage, study._study_id
+    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
+    return backend.study_attr(study_id, key) if isinstance(backend, _Rdb) else storage.get_study_user_attrs(study_id).get(key)
+
+
 Tickets = list[tuple[dict[str, Any], dict[str, Any]]]  # parameters, user attributes
 Attributes = tuple[dict[str, Any], dict[str, Any]]  # user's, system's
 
@@ -418,6 +481,18 @@ def _look_and_requeue(storage: BaseStorage, trial_id: int, started: datetime | N
         return storage.set_trial_state_values(trial_id, TrialState.WAITING)
     except UpdateFinishedTrialError:  # its worker was not dead after all, and came first
         return False
+
+
+def _look_and_claim(storage: BaseStorage, study_id: int, mark: tuple[str, Any]) -> FrozenTrial | None:
+    for frozen in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            if not storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
+                continue
+        except UpdateFinishedTrialError:
+            continue
+        storage.set_trial_system_attr(frozen._trial_id, *mark)
+        return storage.get_trial(frozen._trial_id)
+    return None
 
 
 # --------------------------------------------------------------------------- databases
@@ -476,54 +551,86 @@ def _only_reading() -> Iterator[None]:
         _reading.reset(token)
 
 
+class _Queries:
+    """What is read of some trials. Made once: making a query takes SQLAlchemy longer than the database takes to answer it.
+
+    Args:
+        wanted: which trials.
+    """
+
+    def __init__(self, wanted: sqlalchemy.ColumnElement[bool]) -> None:
+        trial, parameter, value, step = models.TrialModel, models.TrialParamModel, models.TrialValueModel, models.TrialIntermediateValueModel
+        ids, select = sqlalchemy.select(trial.trial_id).where(wanted), sqlalchemy.select
+        heads = select(trial.trial_id, trial.number, trial.state, trial._datetime_start_utc, trial._datetime_complete_utc)
+        self.trials = heads.where(wanted).order_by(trial.trial_id)
+        params = select(parameter.trial_id, parameter.param_name, parameter.param_value, parameter.distribution_json)
+        self.params = params.where(parameter.trial_id.in_(ids)).order_by(parameter.param_id)
+        self.values = select(value.trial_id, value.value, value.value_type).where(value.trial_id.in_(ids)).order_by(value.objective)
+        self.steps = select(step.trial_id, step.step, step.intermediate_value, step.intermediate_value_type).where(step.trial_id.in_(ids))
+        users, systems = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
+        self.attributes = sqlalchemy.union_all(
+            select(sqlalchemy.literal_column("0"), users.trial_id, users.key, users.value_json).where(users.trial_id.in_(ids)),
+            select(sqlalchemy.literal_column("1"), systems.trial_id, systems.key, systems.value_json).where(systems.trial_id.in_(ids)),
+        )
+
+
+def _given(name: str) -> sqlalchemy.BindParameter[Any]:
+    return sqlalchemy.bindparam(name, expanding=name == "ids")
+
+
+_OF_STUDY = models.TrialModel.study_id == _given("study")
+_ONE = _Queries(models.TrialModel.trial_id == _given("id"))
+_SOME = _Queries(_OF_STUDY & (models.TrialModel.trial_id.in_(_given("ids")) | (models.TrialModel.trial_id > _given("last"))))
+_ALL = _Queries(_OF_STUDY)
+_POPPED = (models.TrialModel.state != TrialState.WAITING) | models.TrialModel._datetime_start_utc.is_not(None)
+_CHANGED = sqlalchemy.select(models.TrialModel.trial_id).where(
+    _OF_STUDY, models.TrialModel.trial_id > _given("floor"), _POPPED | (models.TrialModel.trial_id > _given("last"))
+)
+_WAITING = sqlalchemy.select(models.TrialModel.trial_id).where(_OF_STUDY, models.TrialModel.state == TrialState.WAITING)
+_FIRST_WAITING = _WAITING.order_by(models.TrialModel.number).limit(1)
+_STATE = sqlalchemy.select(models.TrialModel.state).where(models.TrialModel.trial_id == _given("id")).with_for_update()
+_STUDY_ATTRIBUTE = sqlalchemy.select(models.StudyUserAttributeModel.value_json).where(
+    models.StudyUserAttributeModel.study_id == _given("study"), models.StudyUserAttributeModel.key == _given("key")
+)
+
+
 class _Rdb(RDBStorage):
     """Optuna's database storage with tickets in bulk, putting back, and reads that are quick and hold nobody up."""
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trials = self._read(models.TrialModel.trial_id == trial_id)
+        trials = self._read(_ONE, id=trial_id)
         if not trials:
             raise KeyError(f"there is no trial with the id {trial_id}")
         return trials[0]
 
     def _get_trials(self, study_id: int, states: Any, included_trial_ids: set[int], trial_id_greater_than: int) -> list[FrozenTrial]:
-        trial = models.TrialModel
-        wanted = trial.study_id == study_id
         if trial_id_greater_than > -1:
-            wanted &= sqlalchemy.or_(trial.trial_id.in_(included_trial_ids), trial.trial_id > trial_id_greater_than)
-        trials = self._read(wanted)
+            trials = self._read(_SOME, study=study_id, ids=sorted(included_trial_ids), last=trial_id_greater_than)
+        else:
+            trials = self._read(_ALL, study=study_id)
         if not trials:
             self.get_study_name_from_id(study_id)  # KeyError where it is not there
         return trials if states is None else [found for found in trials if found.state in states]
 
-    def _read(self, wanted: sqlalchemy.ColumnElement[bool]) -> list[FrozenTrial]:
+    def _read(self, queries: _Queries, **of: Any) -> list[FrozenTrial]:
         """The trials, by their ids. Optuna's own way, object by object, takes ten times as long."""
-        trial = models.TrialModel
-        ids = sqlalchemy.select(trial.trial_id).where(wanted)
-        attributes: list[dict[int, dict[str, Any]]] = []
+        value, step = models.TrialValueModel, models.TrialIntermediateValueModel
+        params: dict[int, dict[str, tuple[float, BaseDistribution]]] = defaultdict(dict)
+        values: dict[int, list[float]] = defaultdict(list)
+        steps: dict[int, dict[int, float]] = defaultdict(dict)
+        attributes: tuple[dict[int, dict[str, Any]], ...] = (defaultdict(dict), defaultdict(dict))
         with _only_reading(), self._connection() as connection:
-            heads = sqlalchemy.select(trial.trial_id, trial.number, trial.state, trial._datetime_start_utc, trial._datetime_complete_utc)
-            rows = connection.execute(heads.where(wanted).order_by(trial.trial_id)).all()
+            rows = connection.execute(queries.trials, of).all()
             if not rows:
                 return []
-            parameter, value, step = models.TrialParamModel, models.TrialValueModel, models.TrialIntermediateValueModel
-            parameters = sqlalchemy.select(parameter.trial_id, parameter.param_name, parameter.param_value, parameter.distribution_json)
-            params: dict[int, dict[str, tuple[float, BaseDistribution]]] = defaultdict(dict)
-            for trial_id, name, internal, text in connection.execute(parameters.where(parameter.trial_id.in_(ids)).order_by(parameter.param_id)):
+            for trial_id, name, internal, text in connection.execute(queries.params, of):
                 params[trial_id][name] = (internal, _distribution(text))
-            results = sqlalchemy.select(value.trial_id, value.value, value.value_type).where(value.trial_id.in_(ids)).order_by(value.objective)
-            values: dict[int, list[float]] = defaultdict(list)
-            for trial_id, stored, kind in connection.execute(results):
+            for trial_id, stored, kind in connection.execute(queries.values, of):
                 values[trial_id].append(value.stored_repr_to_value(stored, kind))
-            reports = sqlalchemy.select(step.trial_id, step.step, step.intermediate_value, step.intermediate_value_type).where(step.trial_id.in_(ids))
-            steps: dict[int, dict[int, float]] = defaultdict(dict)
-            for trial_id, number, stored, kind in connection.execute(reports):
+            for trial_id, number, stored, kind in connection.execute(queries.steps, of):
                 steps[trial_id][number] = step.stored_repr_to_intermediate_value(stored, kind)
-            for attribute in (models.TrialUserAttributeModel, models.TrialSystemAttributeModel):
-                kept: dict[int, dict[str, Any]] = defaultdict(dict)
-                pairs = sqlalchemy.select(attribute.trial_id, attribute.key, attribute.value_json).where(attribute.trial_id.in_(ids))  # type: ignore[attr-defined]
-                for trial_id, key, text in connection.execute(pairs):
-                    kept[trial_id][key] = json.loads(text)
-                attributes.append(kept)
+            for whose, trial_id, key, text in connection.execute(queries.attributes, of):
+                attributes[whose][trial_id][key] = json.loads(text)
         return [
             FrozenTrial(
                 number=number,
@@ -544,11 +651,46 @@ class _Rdb(RDBStorage):
 
     def changed(self, study_id: int, floor: int, last: int) -> list[int]:
         """Ids of the trials above ``floor`` that were ever popped, and of all above ``last``."""
-        trial = models.TrialModel
-        popped = sqlalchemy.or_(trial.state != TrialState.WAITING, trial._datetime_start_utc.is_not(None))
-        query = sqlalchemy.select(trial.trial_id).where(trial.study_id == study_id, trial.trial_id > floor, sqlalchemy.or_(popped, trial.trial_id > last))
         with _only_reading(), self._connection() as connection:
-            return list(connection.scalars(query))
+            return list(connection.scalars(_CHANGED, {"study": study_id, "floor": floor, "last": last}))
+
+    def study_attr(self, study_id: int, key: str) -> Any:
+        with _only_reading(), self._connection() as connection:
+            text = connection.scalar(_STUDY_ATTRIBUTE, {"study": study_id, "key": key})
+        return None if text is None else json.loads(text)
+
+    def claim(self, study_id: int, mark: tuple[str, Any]) -> FrozenTrial | None:
+        trial, attribute = models.TrialModel, models.TrialSystemAttributeModel
+        while True:
+            with self._connection() as connection:
+                trial_id = connection.scalar(_FIRST_WAITING, {"study": study_id})
+                if trial_id is None:
+                    return None
+                run = {"state": TrialState.RUNNING, "_datetime_start_utc": datetime.now(UTC).replace(tzinfo=None)}
+                # SQLite has the lock since the transaction began; in the other databases somebody else may have come first, then there is nothing to change
+                if not connection.execute(sqlalchemy.update(trial).where(trial.trial_id == trial_id, trial.state == TrialState.WAITING).values(**run)).rowcount:
+                    continue
+                key, text = mark[0], json.dumps(mark[1])
+                known = sqlalchemy.update(attribute).where(attribute.trial_id == trial_id, attribute.key == key)
+                if not connection.execute(known.values(value_json=text)).rowcount:
+                    connection.execute(sqlalchemy.insert(attribute).values(trial_id=trial_id, key=key, value_json=text))
+            return self.get_trial(trial_id)
+
+    def finish(self, trial_id: int, state: TrialState, values: Sequence[float] | None, held: tuple[str, Callable[[Any], bool]]) -> bool:
+        trial, attribute, value = models.TrialModel, models.TrialSystemAttributeModel, models.TrialValueModel
+        with self._connection() as connection:
+            if connection.scalar(_STATE, {"id": trial_id}) != TrialState.RUNNING:  # from here on nobody else changes it
+                return False
+            text = connection.scalar(sqlalchemy.select(attribute.value_json).where(attribute.trial_id == trial_id, attribute.key == held[0]))
+            if not held[1](None if text is None else json.loads(text)):
+                return False
+            stored = [value.value_to_stored_repr(number) for number in values or ()]
+            rows = [{"trial_id": trial_id, "objective": i, "value": number, "value_type": kind} for i, (number, kind) in enumerate(stored)]
+            if rows:
+                connection.execute(sqlalchemy.insert(value), rows)
+            ended = {"state": state, "_datetime_complete_utc": datetime.now(UTC).replace(tzinfo=None)}
+            connection.execute(sqlalchemy.update(trial).where(trial.trial_id == trial_id).values(**ended))
+            return True
 
     def enqueue(self, study_id: int, tickets: Tickets) -> None:
         with self._session() as session:
@@ -643,6 +785,21 @@ class _Cached(_CachedStorage):
         for known in (self._never_popped, self._popped, self._last):
             known.pop(study_id, None)
 
+    def know(self, study_id: int, trial: FrozenTrial) -> None:
+        """Note a trial that was read past the cache: Optuna takes parameters only for trials that it knows."""
+        with self._lock:
+            self._studies.setdefault(study_id, _StudyInfo())
+            self._add_trials_to_cache(study_id, [trial])
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        self._read_trials_from_remote_storage(study_id)
+        with self._lock:
+            known = self._studies[study_id].trials
+            trials = [known[number] for number in sorted(known)]  # the numbers are nearly sorted: Optuna asks each of thousands of trials for its own
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         with self._lock:
             if study_id not in self._studies:
@@ -729,6 +886,7 @@ class _Grpc(GrpcStorageProxy):
 
     def _setup(self) -> None:
         super()._setup()
+        self._stub = _Stub(self._stub)  # type: ignore[assignment]
         self._cache = _GrpcCache(self._stub)
 
     def enqueue(self, study_id: int, tickets: Tickets) -> None:
@@ -752,7 +910,39 @@ class _Grpc(GrpcStorageProxy):
                 return None
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise KeyError(error.details()) from error
-            raise
+            raise _Stub.lost(error) from error
+
+
+class _Stub:
+    """Optuna's calls, with a server that is away told as by the other storages: those who work with one wait for it, or say so.
+
+    Args:
+        stub: the one that Optuna has made.
+    """
+
+    def __init__(self, stub: Any) -> None:
+        self._calls = stub
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        import grpc
+
+        call = getattr(self._calls, name)
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            try:
+                return call(*arguments, **options)
+            except grpc.RpcError as error:
+                raise self.lost(error) from error
+
+        return told
+
+    @staticmethod
+    def lost(error: Any) -> Exception:
+        """``error`` itself where the server has answered, else Optuna's for a storage that failed."""
+        import grpc
+
+        away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return StorageInternalError(f"the storage failed: {error.details()}") if away else error
 
 
 class _GrpcCache(GrpcClientCache):
@@ -834,6 +1024,7 @@ def serve(
     Raises:
         StorageError: see ``start_server``.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what the workers do is not this one's to tell
     server, reached = start_server(address, host, port, directory=directory)
     announce(reached)
     try:

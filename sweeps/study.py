@@ -8,6 +8,7 @@ with the same trial: its parameters, its intermediate values, its run. Nothing i
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -19,16 +20,17 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.pruners import _filter_study
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.settings import Plan, SweepError, SweepSettings
-from sweeps.storage import enqueue_many, requeue
+from sweeps.storage import claim_waiting, enqueue_many, finish, requeue, shown, study_attr
 
-PLAN, STOP, PARENT = "losskit:plan", "losskit:stop", "losskit:parent_run"
+PLAN, STOP, PARENT, DIRECTORY = "losskit:plan", "losskit:stop", "losskit:parent_run", "losskit:dir"
 TICKET, RUNS, METRICS, ERROR, OVERRIDES = "losskit:ticket", "losskit:runs", "losskit:metrics", "losskit:error", "losskit:overrides"
 RUN_ID, RUN_DIR = "losskit:run_id", "losskit:run_dir"
-WORKER, LOST = "losskit:worker", "losskit:lost"
+WORKER, BEAT, LOST = "losskit:worker", "losskit:beat", "losskit:lost"
 
 
 @dataclass
@@ -93,8 +95,8 @@ class Sweep:
 
     # -- making and finding ------------------------------------------------------------------------------------------------
     @classmethod
-    def create(cls, plan: Plan, storage: BaseStorage, address: str = "") -> Sweep:
-        """A new sweep with its first tickets.
+    def create(cls, plan: Plan, storage: BaseStorage, address: str = "", *, directory: str = "") -> Sweep:
+        """A new sweep with its first tickets. ``directory``: the sweep's own, where what belongs to all trials goes.
 
         Raises:
             SweepError: there is one of that name.
@@ -104,9 +106,11 @@ class Sweep:
             study = optuna.create_study(study_name=plan.name, storage=storage, directions=plan.directions, sampler=_no_sampler(), pruner=pruner)
         except DuplicatedStudyError as error:
             raise SweepError(f"there is a sweep {plan.name!r} already: to go on with it, losskit sweep --resume {plan.name}; or set sweep.name=…") from error
-        study.set_user_attr(PLAN, plan.to_json())
+        if directory:
+            study.set_user_attr(DIRECTORY, directory)
         sweep = cls(study, storage, plan, address)
         sweep.top_up()
+        study.set_user_attr(PLAN, plan.to_json())  # last: whoever finds it finds the rest, all tickets too, and adds none
         return sweep
 
     @classmethod
@@ -128,7 +132,7 @@ class Sweep:
             if PLAN in study.user_attrs:
                 return cls(study, storage, Plan.from_json(study.user_attrs[PLAN]), address)
             time.sleep(0.1)
-        raise SweepError(f"{name!r} is a study of somebody else's: it has no plan of losskit's")
+        raise SweepError(f"{name!r} is a study without a plan of losskit's: somebody else's, or a sweep that was killed as it began; take another sweep.name=…")
 
     def change(self, plan: Plan) -> None:
         """Go on with another plan: more trials, other workers, or, with ``--force``, anything. The one before is kept in the study."""
@@ -148,31 +152,23 @@ class Sweep:
     # -- working -----------------------------------------------------------------------------------------------------------
     def claim(self, worker: str) -> Claim | None:
         """Take the first waiting ticket, so that nobody else has it; ``None``: none waits."""
-        for frozen in self.trials(TrialState.WAITING):
-            trial_id = self._id(frozen)
-            try:
-                if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                    continue
-            except UpdateFinishedTrialError:
-                continue
-            self.storage.set_trial_system_attr(trial_id, WORKER, [worker, 0])
-            return Claim(frozen.number, trial_id, self.storage.get_trial(trial_id), worker)
-        return None
+        self.study._thread_local.cached_all_trials = None  # as study.ask does: what the sampler saw for one trial is old for the next
+        frozen = claim_waiting(self.study, (WORKER, worker))
+        return Claim(frozen.number, self._id(frozen), frozen, worker) if frozen is not None else None
 
     def beat(self, claim: Claim, count: int) -> bool:
         """Show that the worker lives; whether the trial is still its own."""
         if not self.owns(claim):
             return False
         try:
-            self.storage.set_trial_system_attr(claim.trial_id, WORKER, [claim.worker, count])
+            self.storage.set_trial_system_attr(claim.trial_id, BEAT, [claim.worker, count])  # apart from whose it is: a late one takes nothing
         except UpdateFinishedTrialError:
             return False
         return True
 
     def owns(self, claim: Claim) -> bool:
         """Whether the trial is still this worker's: one that was stopped for long has lost it to another."""
-        trial = self.storage.get_trial(claim.trial_id)
-        return trial.state == TrialState.RUNNING and worker_of(trial) == claim.worker
+        return _held(self.storage.get_trial(claim.trial_id), claim)
 
     def note(self, claim: Claim, **attributes: Any) -> None:
         """Keep something with the trial: its runs, its error."""
@@ -180,21 +176,36 @@ class Sweep:
             self.storage.set_trial_user_attr(claim.trial_id, f"losskit:{name}", value)
 
     def tell(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """End a trial; ``False``: it was not this worker's any more, and what it found is dropped."""
-        if not self.owns(claim):
+        """End a trial; ``False``: it was not this worker's any more, and what it found is dropped.
+
+        Raises:
+            ValueError: values that no trial can end with, such as NaN; it goes on being this worker's.
+        """
+        trial = self.storage.get_trial(claim.trial_id)
+        if not _held(trial, claim):
             return False
+        last = trial.intermediate_values[trial.last_step] if trial.last_step is not None else math.nan
+        found = list(map(float, values or ())) if state == TrialState.COMPLETE else [] if state == TrialState.FAIL or math.isnan(last) else [last]
+        if state == TrialState.COMPLETE and (len(found) != len(self.plan.directions) or any(map(math.isnan, found))):
+            raise ValueError(f"the number of the values {len(found)} must be that of the objectives, {len(self.plan.directions)}, and none may be nan: {found}")
+        # what study.tell does, but that nobody can take the trial between the look at whose it is and its end
+        study = _filter_study(self.study, trial)
         try:
-            self.study.tell(claim.number, values if state == TrialState.COMPLETE else None, state=state)
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if self.storage.get_trial(claim.trial_id).state.is_finished() and not isinstance(error, UpdateFinishedTrialError):
-                raise
-            return False
-        return True
+            study.sampler.after_trial(study, trial, state, found or None)
+        finally:
+            ended = finish(self.study, claim.trial_id, state, found or None, held=(WORKER, lambda worker: worker == claim.worker))
+        return ended
 
     def give_back(self, claim: Claim) -> None:
         """Put a ticket back that was interrupted in good order; it counts as no loss."""
         if self.owns(claim):
-            requeue(self.study, claim.trial_id, started=claim.frozen.datetime_start, system_attrs={WORKER: [None, 0]})
+            requeue(self.study, claim.trial_id, started=claim.frozen.datetime_start, system_attrs={WORKER: None})
+
+    def let_go(self, worker: str) -> None:
+        """Put back whatever that worker has; it counts as no loss."""
+        for trial in self.trials(TrialState.RUNNING):
+            if worker_of(trial) == worker:
+                self.give_back(Claim(trial.number, self._id(trial), trial, worker))
 
     def lost(self, pid: int) -> list[int]:
         """A worker of this machine is known to be dead: its trial goes back at once; the numbers of such trials."""
@@ -206,7 +217,7 @@ class Sweep:
     def reap(self) -> list[int]:
         """Put back the trials whose beat has stood still for ``grace_seconds`` since this process first saw it so."""
         now, running = time.monotonic(), self.trials(TrialState.RUNNING)
-        seen = {t.number: t.system_attrs.get(WORKER) for t in running}
+        seen = {t.number: (worker_of(t), t.system_attrs.get(BEAT)) for t in running}
         self._beats = {n: self._beats[n] if n in self._beats and self._beats[n][0] == beat else (beat, now) for n, beat in seen.items()}
         stale = [t for t in running if now - self._beats[t.number][1] > self.settings.grace_seconds]
         for trial in stale:
@@ -217,7 +228,7 @@ class Sweep:
     def _lost(self, trial: FrozenTrial, how: str) -> None:
         trial_id, times = self._id(trial), trial.system_attrs.get(LOST, 0) + 1
         if times <= self.settings.retries:
-            requeue(self.study, trial_id, started=trial.datetime_start, system_attrs={WORKER: [None, 0], LOST: times})
+            requeue(self.study, trial_id, started=trial.datetime_start, system_attrs={WORKER: None, LOST: times})
             return
         now = self.storage.get_trial(trial_id)
         if now.state != TrialState.RUNNING or now.datetime_start != trial.datetime_start:
@@ -236,7 +247,7 @@ class Sweep:
     @property
     def stopped(self) -> str | None:
         """Why the sweep is to stop, if it is."""
-        return self.storage.get_study_user_attrs(self.study_id).get(STOP)
+        return study_attr(self.study, STOP)
 
     def too_many_failures(self) -> str | None:
         """Why the failures so far stop the sweep, if they do."""
@@ -270,7 +281,7 @@ class Sweep:
         workers = sorted({str(worker_of(t)) for t in trials if t.state == TrialState.RUNNING and worker_of(t)})
         finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED] + states[TrialState.FAIL]
         return Status(
-            self.plan.name, self.address, self.plan.total,
+            self.plan.name, shown(self.address), self.plan.total,
             states[TrialState.COMPLETE], states[TrialState.PRUNED], states[TrialState.FAIL], states[TrialState.RUNNING],
             max(0, self.plan.total - finished - states[TrialState.RUNNING]),
             [list(t.values) for t in best] if several else best[0].values[0] if best else None,
@@ -288,7 +299,12 @@ def ticket_of(trial: FrozenTrial) -> int:
 
 
 def worker_of(trial: FrozenTrial) -> str | None:
-    return (trial.system_attrs.get(WORKER) or [None])[0]
+    worker: str | None = trial.system_attrs.get(WORKER)
+    return worker
+
+
+def _held(trial: FrozenTrial, claim: Claim) -> bool:
+    return trial.state == TrialState.RUNNING and worker_of(trial) == claim.worker
 
 
 def worker_prefix(pid: int) -> str:

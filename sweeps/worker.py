@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from sweeps.study import Claim, Sweep, worker_name
@@ -62,18 +61,19 @@ class Attempt:
         self.sweep.note(self.claim, **attributes)
 
     def report(self, value: float, step: int) -> None:
-        """Give the pruner an intermediate value; a step that an earlier attempt has reported already is left as it is.
+        """Give the pruner an intermediate value; one that an earlier attempt has given already stays as it is.
 
         Raises:
-            TrialPruned: it promises nothing.
+            TrialPruned: the trial promises nothing.
         """
-        trial = self.sweep.storage.get_trial(self.claim.trial_id)
-        if step in trial.intermediate_values:
+        storage, trial_id = self.sweep.storage, self.claim.trial_id
+        before = storage.get_trial(trial_id).intermediate_values
+        if step not in before:
+            storage.set_trial_intermediate_value(trial_id, step, value)
+        elif step < max(before):  # the earlier attempt got further, and so was let through here
             return
-        self.sweep.storage.set_trial_intermediate_value(self.claim.trial_id, step, value)
-        frozen = self.sweep.storage.get_trial(self.claim.trial_id)
-        if self.sweep.study.pruner.prune(self.sweep.study, frozen):
-            raise TrialPruned(f"pruned at step {step}: {value:.6g}")
+        if self.sweep.study.pruner.prune(self.sweep.study, storage.get_trial(trial_id)):
+            raise TrialPruned(f"pruned at report {step}: {value:.6g}")
 
 
 RunTrial = Callable[[Attempt], list[float]]
@@ -111,6 +111,13 @@ class Worker:
 
     def work(self) -> str | None:
         """Run trials until the sweep has none left, is stopped, or this worker is interrupted; why it ended before the last trial did, if so."""
+        try:
+            return self._work()
+        except KeyboardInterrupt:  # not while a trial ran, but as one began or ended
+            self.sweep.let_go(self.name)
+            raise
+
+    def _work(self) -> str | None:
         while True:
             stopped = self.sweep.stopped
             if stopped:
@@ -149,7 +156,13 @@ class Worker:
             return
         except Exception as error:  # noqa: BLE001  whatever a trial raises is that trial's failure, not the sweep's
             self._note_failure(claim, f"{type(error).__name__}: {error}")
-        if sweep.tell(claim, state, values):
+        try:
+            ours = sweep.tell(claim, state, values)
+        except ValueError as error:  # values that no trial can end with
+            self._note_failure(claim, str(error))
+            state = TrialState.FAIL
+            ours = sweep.tell(claim, state)
+        if ours:
             self.told(claim.number, state)
             if state == TrialState.FAIL and (reason := sweep.too_many_failures()):
                 sweep.stop(reason)
@@ -189,7 +202,7 @@ class Heart:
             count += 1
             try:
                 self.reason = self._why_stop(count)
-            except (StorageInternalError, OSError, RuntimeError):  # the storage is away for a moment: the trial goes on
+            except Exception:  # noqa: BLE001  each storage has errors of its own: it is away for a moment, and the trial goes on
                 continue
             if self.reason is not None:
                 signal.pthread_kill(threading.main_thread().ident or 0, STOPPED_BY_WISH)  # as Ctrl-C: a checkpoint, then the end

@@ -1,4 +1,4 @@
-"""What the README and the docs tell people to type works. Training commands are dry-run, the others are run as they stand."""
+"""What the README and the docs tell people to type works. Training commands and sweeps are dry-run, the others are run as they stand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = ("README.md", "docs/tasks.md")
-NEEDS_A_RUN_OR_STORE = ("resume", "rerun", "diff", "eval", "predict", "compare", "sync", "ui", "init", "completion", "doctor")
+PAGES = ("README.md", "docs/tasks.md", "docs/sweeps.md")
+NEEDS_A_RUN_OR_STORE = ("resume", "rerun", "diff", "eval", "predict", "compare", "sync", "ui", "init", "completion", "doctor", "worker", "report", "storage")
+NEEDS_A_SWEEP = ("--resume", "--status", "--stop")
 
 
 def commands() -> Iterator[str]:
@@ -27,13 +28,15 @@ def commands() -> Iterator[str]:
     yield from found
 
 
-@pytest.mark.parametrize("text", [c for c in commands() if c.split()[1] not in NEEDS_A_RUN_OR_STORE])
+@pytest.mark.parametrize("text", [c for c in commands() if c.split()[1] not in NEEDS_A_RUN_OR_STORE and not set(NEEDS_A_SWEEP) & set(c.split())])
 def test_a_command_of_the_readme(losskit: Callable[..., Any], workdir: Path, text: str) -> None:
     arguments = shlex.split(text)[1:]
     if arguments[0] == "train" and not {"--multirun", "-m"} & set(arguments):
         arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else []), "tracking=none"]
     elif arguments[0] == "train":
         arguments = [*arguments, "trainer.fast_dev_run=true"]
+    elif arguments[0] == "sweep":
+        arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
     result = losskit(*arguments)
     assert result.code == 0, result.err
     assert result.out.strip() or "--multirun" in arguments

@@ -7,15 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from urllib.request import ProxyHandler, build_opener
 
 from losskit_cli.errors import RunError, UsageError
+from losskit_cli.signals import as_interrupts
 from losskit_cli.tracking.settings import ARTIFACTS_DIR, is_server, resolve_uri, sqlite_path, unreachable, without_credentials
 from losskit_cli.tracking.store import mend_moved
 
@@ -80,7 +79,7 @@ def serve(
     where = f"http://{HOST}:{port}"
     say(f"starting {what} on {where} …")
     try:
-        with _ending_by_signals():
+        with as_interrupts():
             # a process group of its own: a server starts further processes, and all of them must end with this one, however it is ended
             server = subprocess.Popen(command, env=environment, start_new_session=True)
             try:
@@ -105,24 +104,6 @@ def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
         else:
             return True
     return False
-
-
-@contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the server as Ctrl-C does."""
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

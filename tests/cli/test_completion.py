@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from losskit_cli.catalogue import Catalogue
-from losskit_cli.completion import COMMANDS, COMMON_FLAGS, SHELLS, complete, main, split_line
+from losskit_cli.completion import COMMANDS, COMMON_FLAGS, SHELLS, SUBCOMMANDS, complete, main, split_line
 from losskit_cli.errors import UsageError
 
 WORDBREAKS = " \t\n\"'@><=;|&(:"
@@ -77,6 +78,8 @@ class TestCommands:
         assert offered("show loss=foc") == ["loss=focal"]
         assert offered("show loss foc") == ["focal"]
         assert offered("completion z") == ["zsh"]
+        assert offered("storage ") == ["serve"]
+        assert offered("storage serve --p") == ["--port"]
 
     def test_the_table_agrees_with_the_app(self) -> None:
         """What completion knows of the commands is what the app has; it cannot ask the app, which takes too long to import."""
@@ -86,16 +89,24 @@ class TestCommands:
 
         click = typer.main.get_command(app)
         assert set(COMMANDS) == set(click.commands)  # type: ignore[attr-defined]
-        for name, command in click.commands.items():  # type: ignore[attr-defined]
+        known = dict(COMMANDS)
+        groups = {name: command for name, command in click.commands.items() if hasattr(command, "commands")}  # type: ignore[attr-defined]
+        assert set(SUBCOMMANDS) == set(groups)
+        below: dict[str, Any] = {}
+        for name, group in groups.items():
+            assert set(SUBCOMMANDS[name]) == set(group.commands)
+            known |= {f"{name} {sub}": command for sub, command in SUBCOMMANDS[name].items()}
+            below |= {f"{name} {sub}": command for sub, command in group.commands.items()}
+        for name, command in {**click.commands, **below}.items():  # type: ignore[attr-defined]
             options = [p for p in command.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
             flags = {o: p for p in options for o in p.opts} | dict.fromkeys(("--help", "-h"))
-            assert set(COMMANDS[name].flags) == set(flags) - set(COMMON_FLAGS), name
+            assert set(known[name].flags) == set(flags) - set(COMMON_FLAGS), name
             for flag, parameter in flags.items():
                 if parameter is not None:
-                    assert bool(COMMANDS[name].flags[flag]) != parameter.is_flag, f"{name} {flag}"
+                    assert bool(known[name].flags[flag]) != parameter.is_flag, f"{name} {flag}"
             arguments = [p for p in command.params if p.param_type_name == "argument"]
-            assert len(COMMANDS[name].words) == len(arguments), name
-            assert [w.endswith("...") for w in COMMANDS[name].words] == [p.nargs == -1 for p in arguments], name
+            assert len(known[name].words) == len(arguments), name
+            assert [w.endswith("...") for w in known[name].words] == [p.nargs == -1 for p in arguments], name
 
 
 class TestOverrides:

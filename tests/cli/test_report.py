@@ -20,8 +20,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from losskit_cli.errors import UsageError
-from losskit_cli.report import report_html, run_report, train_command, view_of
+from losskit_cli.report import report_html, run_report, view_of
 from losskit_cli.report_figures import MAX_CURVES, MAX_LINES, MAX_POINTS, decimated, with_only
+from losskit_cli.studies import train_command
 from sweeps.storage import open_storage
 from tests.tracking.memory import MemoryStore
 

@@ -21,7 +21,7 @@ from sweeps.storage import open_storage
 from sweeps.study import Sweep, runs_of
 from tests.conftest import command
 
-TRIALS = 30
+TRIALS, EPOCHS = 30, 10
 # a run of 40 steps that is slow enough to be killed in the middle of
 SLOW = '''
 import time
@@ -36,7 +36,7 @@ class Slow(lightning.Callback):
         time.sleep(self.seconds)
 '''
 EXPERIMENT = [
-    "data=iris", "model=linear", "trainer.max_epochs=10", "trainer.accelerator=cpu", "data.batch_size=32", "callbacks.checkpoints.every_n_steps=5",
+    "data=iris", "model=linear", f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu", "data.batch_size=32", "callbacks.checkpoints.every_n_steps=5",
     "tracking.plots=false", "tracking.log_checkpoints=false", "tracking.capture_code=false", "allow_targets=[slow]",
     "+callbacks.slow={_target_: slow.Slow, seconds: 0.02}",
 ]  # fmt: skip
@@ -97,17 +97,19 @@ def left_over(project: Path) -> list[int]:
     return found
 
 
-def test_a_sweep_whose_workers_are_killed_ten_times_and_itself_twice_ends_with_exactly_its_trials(project: Path) -> None:
+@pytest.mark.parametrize(("pruner", "kills", "sweep_kills"), [("none", 10, 2), ("hyperband", 6, 1)])
+def test_a_sweep_that_is_hunted_ends_with_exactly_its_trials(project: Path, pruner: str, kills: int, sweep_kills: int) -> None:
+    """Workers are killed, and the sweep itself. Pruned trials end with the report that pruned them, whichever process reports."""
     arguments = ["sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", f"sweep.n_trials={TRIALS}", "sweep.workers=3", "sweep.name=hunted",
-                 "sweep.retries=20", "sweep.grace_seconds=5"]  # fmt: skip
+                 "sweep.retries=20", "sweep.grace_seconds=5", f"sweep.pruner={pruner}"]  # fmt: skip
     draw = random.SystemRandom()
     process = start(project, *arguments)
     sweep = opened("hunted")
     killed = sweeps_killed = 0
-    while killed < 10 or sweeps_killed < 2:
+    while killed < kills or sweeps_killed < sweep_kills:
         finished = sweep.status().finished
         assert finished < TRIALS, f"too quick: {killed} workers and {sweeps_killed} sweeps were killed"
-        if sweeps_killed < 2 and killed >= 4 * (sweeps_killed + 1):
+        if sweeps_killed < sweep_kills and killed >= 4 * (sweeps_killed + 1):
             process.kill()
             process.wait()
             sweeps_killed += 1
@@ -124,19 +126,28 @@ def test_a_sweep_whose_workers_are_killed_ten_times_and_itself_twice_ends_with_e
     assert process.wait(180) == 0, (project / "sweep.log").read_text()
 
     trials = sweep.trials()
-    assert len(trials) == TRIALS and {t.state for t in trials} == {TrialState.COMPLETE}
+    states = Counter(t.state for t in trials)
+    assert len(trials) == TRIALS and set(states) == ({TrialState.COMPLETE} if pruner == "none" else {TrialState.COMPLETE, TrialState.PRUNED})
     assert sorted(t.user_attrs["losskit:ticket"] for t in trials) == list(range(TRIALS))
     runs = mlflow_runs()
     (parent,) = [run for run, status, tags in runs if tags.get("losskit.kind") == "sweep" and status == "FINISHED"]
-    children = {run: tags for run, status, tags in runs if tags.get("mlflow.parentRunId") == parent and status == "FINISHED"}
+    children = {run: tags for run, status, tags in runs if tags.get("mlflow.parentRunId") == parent and status in ("FINISHED", "KILLED")}
     assert len(runs) == TRIALS + 1
     assert sorted(int(tags["losskit.trial"]) for tags in children.values()) == list(range(TRIALS)), "each trial has one run"
-    assert {tags["losskit.trial_state"] for tags in children.values()} == {"COMPLETE"}
+    assert {int(tags["losskit.trial"]): tags["losskit.trial_state"] for tags in children.values()} == {t.number: t.state.name for t in trials}
     assert {t.number: t.user_attrs["losskit:run_id"] for t in trials} == {int(tags["losskit.trial"]): run for run, tags in children.items()}
     with sqlite3.connect("mlflow.db") as store:
         logged = dict(store.execute("select run_uuid, value from latest_metrics where key = 'val/loss'").fetchall())
-    best = sweep.best()[0]
-    assert best.values[0] == min(logged[run] for run in children) == logged[best.user_attrs["losskit:run_id"]]
+        validated = dict(store.execute("select run_uuid, count(distinct step) from metrics where key = 'val/acc' group by run_uuid").fetchall())
+    best, complete = sweep.best()[0], [t.user_attrs["losskit:run_id"] for t in trials if t.state == TrialState.COMPLETE]
+    assert best.values[0] == min(logged[run] for run in complete) == logged[best.user_attrs["losskit:run_id"]]
+    for trial in trials:
+        reports, run = sorted(trial.intermediate_values), trial.user_attrs["losskit:run_id"]
+        assert reports == list(range(1, len(reports) + 1))
+        if trial.state == TrialState.COMPLETE:
+            assert len(reports) == EPOCHS
+        else:
+            assert validated[run] == len(reports) < EPOCHS, "it ended with the report that pruned it"
     steps = Counter()  # a run that was killed and gone on with has logged every step once
     with sqlite3.connect("mlflow.db") as store:
         for run, step in store.execute("select run_uuid, step from metrics where key = 'train/loss'"):

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sweeps import storage as module
-from sweeps.storage import StorageError, address_of, enqueue_many, open_storage, requeue, shown, start_server
+from sweeps.storage import StorageError, address_of, claim_waiting, enqueue_many, finish, open_storage, requeue, shown, start_server, study_attr
 from tests.conftest import REPOSITORY, Result
 from tests.conftest import command as losskit_command
 from tests.sweeps.conftest import PostgresServer
@@ -206,6 +206,73 @@ def test_four_processes_pop_sixty_tickets_exactly(address: str) -> None:
 
 
 # --------------------------------------------------------------------------- tickets
+
+
+def _claim_and_finish(address: str, mark: str) -> list[int]:
+    """Claim tickets until none waits; put every third back once, end the others. Gives the tickets that it ended."""
+    study, ended = same_study(address), []
+    while (trial := claim_waiting(study, ("mark", mark))) is not None:
+        assert (trial.state, trial.system_attrs["mark"]) == (TrialState.RUNNING, mark)
+        if trial.number % 3 == 0 and "back" not in trial.user_attrs:
+            assert requeue(study, trial._trial_id, started=trial.datetime_start, user_attrs={"back": mark})
+        else:
+            assert optuna.Trial(study, trial._trial_id).suggest_float("x", 0, 100) == trial.number
+            assert finish(study, trial._trial_id, TrialState.COMPLETE, [float(trial.number)], held=("mark", lambda value: value == mark))
+            ended.append(trial.number)
+    return ended
+
+
+def test_four_processes_claim_and_end_sixty_tickets_exactly(address: str) -> None:
+    study = new_study(address)
+    enqueue_many(study, [{"x": float(ticket)} for ticket in range(60)])
+    ended = processes(_claim_and_finish, [(address, f"worker {i}") for i in range(4)])
+    left = _claim_and_finish(address, "last")  # put back by one when the others had seen that none waits
+    assert sorted(itertools.chain(left, *ended)) == list(range(60))
+    trials = study.get_trials(deepcopy=False)
+    assert [(trial.number, trial.state, trial.value) for trial in trials] == [(ticket, TrialState.COMPLETE, float(ticket)) for ticket in range(60)]
+    assert all(trial.datetime_start <= trial.datetime_complete for trial in trials)
+
+
+def test_only_who_holds_a_running_trial_ends_it(address: str) -> None:
+    study = new_study(address, directions=["minimize", "maximize"])
+    enqueue_many(study, [{}])
+    trial = claim_waiting(study, ("mark", "mine"))
+    assert trial is not None
+    assert claim_waiting(study, ("mark", "theirs")) is None
+
+    def end(who: str, state: TrialState = TrialState.COMPLETE, values: list[float] | None = None) -> bool:
+        return finish(same_study(address), trial._trial_id, state, values, held=("mark", lambda value: value == who))
+
+    assert not end("theirs", TrialState.FAIL)
+    assert same_study(address).get_trials()[0].state == TrialState.RUNNING
+    assert end("mine", values=[1.0, float("inf")])
+    assert not end("mine", TrialState.FAIL)
+    ended = same_study(address).get_trials()[0]
+    assert (ended.state, ended.values) == (TrialState.COMPLETE, [1.0, float("inf")])
+
+
+def test_one_attribute_of_a_study_is_read_alone(address: str) -> None:
+    study = new_study(address)
+    assert study_attr(study, "stop") is None
+    study.set_user_attr("stop", {"why": "enough"})
+    study.set_user_attr("other", 1)
+    assert study_attr(same_study(address), "stop") == {"why": "enough"}
+    study.set_user_attr("stop", None)
+    assert study_attr(same_study(address), "stop") is None
+
+
+@pytest.mark.parametrize("tickets", [20, 500])
+def test_a_trial_takes_few_statements_however_many_wait(new_storage: Callable[[str], str], tickets: int) -> None:
+    study = new_study(new_storage("sqlite"))
+    enqueue_many(study, [{}] * tickets)
+    sent: list[str] = []
+    module.event.listen(study._storage._backend.engine, "before_cursor_execute", lambda _, __, statement, *___: sent.append(statement))
+    for _ in range(10):
+        trial = claim_waiting(study, ("mark", "mine"))
+        assert trial is not None
+        optuna.Trial(study, trial._trial_id).suggest_float("x", 0, 1)
+        assert finish(study, trial._trial_id, TrialState.COMPLETE, [1.0], held=("mark", lambda value: value == "mine"))
+    assert len(sent) <= 10 * 30
 
 
 def test_many_tickets_are_what_singly_enqueued_ones_are(address: str) -> None:
@@ -626,3 +693,15 @@ def assert_error(result: Result, said: str) -> None:
     assert said in result.err
     assert "secret" not in result.err
     assert Counter(result.err)["\n"] == 1
+
+
+def test_opening_a_file_again_leaves_the_first_ones_locks_alone(new_storage: Callable[[str], str]) -> None:
+    """The kernel drops all of a process's locks on a file when that process closes it once; then others may take the log away."""
+    address = new_storage("sqlite")
+    first = open_storage(address)
+    optuna.create_study(study_name="s", storage=first, direction="minimize")
+    open_storage(address)
+    code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+    taken = subprocess.run([sys.executable, "-c", code, address.removeprefix("sqlite:///")], capture_output=True, text=True, check=False)
+    assert "database is locked" in taken.stderr
+    assert [study.study_name for study in first.get_all_studies()] == ["s"]
