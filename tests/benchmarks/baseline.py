@@ -72,7 +72,7 @@ def loaders(batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any], DataLoad
 
 
 @hydra.main(version_base=None, config_path=".", config_name="baseline")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float:
     L.seed_everything(config.seed, verbose=False)
     train, val, test = loaders(config.batch_size)
     net = Net(config.hidden, config.lr, config.momentum)
@@ -86,6 +86,7 @@ def main(config: DictConfig) -> None:
     trainer.fit(net, train, val)
     metrics = trainer.test(net, test, ckpt_path="best", verbose=False)[0]
     print(json.dumps(watch.times() | {"metrics": metrics}))
+    return float(metrics["test/loss"])  # for sweepers that optimise it
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Row:
     ours: Sequence[float]
     theirs: Sequence[float]
     unit: str
-    ratio: float
+    ratio: float | None = None
     goal: str = ""
     met: bool | None = None
 
@@ -82,12 +82,15 @@ class Bench:
     def __init__(self, repeats: int, wait: float, folder: Path) -> None:
         self.repeats, self.wait, self.folder = repeats, wait, folder
         self.others: list[float] = []
+        self.modules = folder / "modules"  # what measured processes may import; not all of this folder: its sweeps.py would stand before the package sweeps
+        self.modules.mkdir()
+        shutil.copy(HERE / "stopwatch.py", self.modules)
 
     def run(self, command: Sequence[str], cwd: Path, **environment: str) -> Sample:
         """Run ``command`` in ``cwd``; its children that it waits for are counted in."""
         watch = cwd / "watch.json"
         watch.unlink(missing_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(HERE), **environment}
+        environment = {**os.environ, "PYTHONPATH": str(self.modules), **environment}
         busy, began = busy_seconds(), time.perf_counter()
         with (cwd / "stdout.txt").open("w+") as out, (cwd / "stderr.txt").open("w") as err:
             process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -280,13 +283,17 @@ def load_of_others(seconds: float = 0.5) -> float | None:
 
 def figure(values: Sequence[float]) -> str:
     """``6.21 (6.10–6.40)``: median and range."""
+    if not values:
+        return ""
     digits = 0 if median(values) >= 100 else 1 if median(values) >= 20 else 2
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def table(rows: Sequence[Row]) -> str:
     lines = [["", "losskit", "comparison", "", "ratio", "goal", "met"]]
-    lines += [[r.what, figure(r.ours), figure(r.theirs), r.unit, f"{r.ratio:.2f} ×", r.goal, "" if r.met is None else "yes" if r.met else "NO"] for r in rows]
+    for r in rows:
+        ratio, met = "" if r.ratio is None else f"{r.ratio:.2f} ×", "" if r.met is None else "yes" if r.met else "NO"
+        lines.append([r.what, figure(r.ours), figure(r.theirs), r.unit, ratio, r.goal, met])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
