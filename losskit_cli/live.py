@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sweeps.study import Status, Sweep
 
 SHOWN = 12  # of the finished trials, the last ones
+LISTED = 50  # at a sweep's end, the best ones
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "dim"}
 REFRESH_SECONDS = 0.5
 
@@ -148,7 +149,11 @@ def outcome_table(sweep: Sweep) -> Comparison:
         rows.append({"trial": str(trial.number), "name": _run_name(trial), "status": trial.state.name, **params, **shown})
     columns = [Column("trial" if plan.kind == "sweep" else "name", "text"), *(Column(k, "param") for k in keys), *(Column(m, "metric") for m in metrics)]
     columns += [Column("status", "text")] if any(row["status"] != "COMPLETE" for row in rows) else []
-    return Comparison(columns, [dict(row) for row in rows], plan.objectives[0], "max" if sign < 0 else "min", [], more="--json")
+    notes = []
+    if plan.kind == "sweep" and len(rows) > LISTED:
+        notes = [f"the best {LISTED} of {len(rows)} trials; all: losskit compare --sweep {plan.name} --limit {len(rows)}"]
+        rows = rows[:LISTED]
+    return Comparison(columns, [dict(row) for row in rows], plan.objectives[0], "max" if sign < 0 else "min", notes, more="--json")
 
 
 def _run_name(trial: FrozenTrial) -> str:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from losskit_cli import live
-from losskit_cli.live import LiveTable, pareto
+from losskit_cli.live import LISTED, LiveTable, outcome_table, pareto
 from sweeps.space import SearchSpace
 from sweeps.study import Sweep
 from tests.sweeps.test_study import create, plan_of
@@ -146,3 +146,13 @@ def test_a_terminal_sees_it_redrawn_and_a_pipe_nothing(tmp_path: Path, monkeypat
             table.update(sweep.status())
         assert (out.getvalue().count("brave-owl") > 1) is (terminal and not quiet)
         assert terminal or not out.getvalue()
+
+
+def test_the_table_at_the_end_lists_the_best_and_says_how_to_see_all(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, total=LISTED + 3)
+    for number in range(LISTED + 3):
+        begin(sweep)
+        end(sweep, number, TrialState.COMPLETE, float(-number))
+    table = outcome_table(sweep)
+    assert [row["trial"] for row in table.rows] == [str(number) for number in range(LISTED + 2, 2, -1)]
+    assert table.notes == ["the best 50 of 53 trials; all: losskit compare --sweep brave-owl --limit 53"]
