@@ -101,7 +101,8 @@ def left_over(project: Path) -> list[int]:
 def test_a_sweep_that_is_hunted_ends_with_exactly_its_trials(project: Path, pruner: str, kills: int, sweep_kills: int) -> None:
     """Workers are killed, and the sweep itself. Pruned trials end with the report that pruned them, whichever process reports."""
     arguments = ["sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", f"sweep.n_trials={TRIALS}", "sweep.workers=3", "sweep.name=hunted",
-                 "sweep.retries=20", "sweep.grace_seconds=5", f"sweep.pruner={pruner}"]  # fmt: skip
+                 "sweep.retries=20", "sweep.grace_seconds=5", f"sweep.pruner={pruner}",
+                 f"callbacks.slow.seconds={0.02 if pruner == 'none' else 0.04}"]  # fmt: skip
     draw = random.SystemRandom()
     process = start(project, *arguments)
     sweep = opened("hunted")
@@ -170,10 +171,16 @@ def test_a_trial_that_kills_its_worker_every_time_fails_and_the_sweep_goes_on(pr
 
 
 def test_ctrl_c_checkpoints_what_runs_and_resume_goes_on_in_the_same_runs(project: Path) -> None:
-    process = start(project, "sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", "sweep.n_trials=4", "sweep.workers=2", "sweep.name=stopped")
+    settings = ("sweep.n_trials=4", "sweep.workers=2", "sweep.name=stopped", "callbacks.slow.seconds=0.05")
+    process = start(project, "sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", *settings)
     sweep = opened("stopped")
-    wait_until(lambda: len([t for t in sweep.trials(TrialState.RUNNING) if runs_of(t)]) == 2)
-    time.sleep(0.6)
+
+    def trained() -> list[Path]:
+        """Checkpoints of the trials that run: one that has none yet would be begun anew."""
+        runs = [run for t in sweep.trials(TrialState.RUNNING) for run in runs_of(t).values()]
+        return [path for run in runs if (path := Path(run["run_dir"]) / "checkpoints" / "last.ckpt").exists()]
+
+    wait_until(lambda: len(trained()) == 2)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, (project / "sweep.log").read_text()
     assert "losskit sweep --resume stopped" in (project / "sweep.log").read_text()
