@@ -28,4 +28,27 @@ def as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-__all__ = ["as_interrupts"]
+@contextmanager
+def held() -> Iterator[None]:
+    """An interrupt that comes in here is raised at its end: what is being made in here is known to who must end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, remember) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+__all__ = ["as_interrupts", "held"]

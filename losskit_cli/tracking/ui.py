@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from losskit_cli.errors import RunError, UsageError
-from losskit_cli.signals import as_interrupts
+from losskit_cli.signals import as_interrupts, held
 from losskit_cli.tracking.settings import ARTIFACTS_DIR, is_server, resolve_uri, sqlite_path, unreachable, without_credentials
 from losskit_cli.tracking.store import mend_moved
 
@@ -80,14 +80,17 @@ def serve(
     say(f"starting {what} on {where} …")
     try:
         with as_interrupts():
-            # a process group of its own: a server starts further processes, and all of them must end with this one, however it is ended
-            server = subprocess.Popen(command, env=environment, start_new_session=True)
+            server = None
             try:
+                # a process group of its own: a server starts further processes, and all of them must end with this one, however it is ended
+                with held():
+                    server = subprocess.Popen(command, env=environment, start_new_session=True)
                 if _answers(f"{where}{health}", server):
                     say(f"{what}: {where}{page} (Ctrl-C ends it)")
                 code = server.wait()
             finally:
-                _end(server)
+                if server is not None:
+                    _end(server)
     except KeyboardInterrupt:
         return 0
     raise RunError(f"{what} ended with exit status {code}: see above")
