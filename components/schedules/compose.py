@@ -1,4 +1,4 @@
-"""Schedules made of schedules: one after the other, multiplied, scaled to a base value."""
+"""Schedules made of schedules, or of points: one after the other, multiplied, raised to a power, scaled to a base value, drawn through points."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from components.schedules.base import Schedule, Span, require_number, require_span, span_steps
-from components.validation import require
+from components.validation import require, require_choice
 
 
 def require_schedules(name: str, schedules: Sequence[Schedule]) -> None:
@@ -116,3 +116,88 @@ class Scaled(Schedule):
 
     def factor(self, step: int, total: int) -> float:
         return self.base * self._inner(step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power(Schedule):
+    r"""A schedule to a power: :math:`f(s) = f_1(s)^p`. What an average's decay becomes when the batch grows ``exponent`` times.
+
+    The EMA scaling rule: at a batch :math:`\kappa` times as large, each step stands for :math:`\kappa` steps, so that a decay
+    :math:`\rho(t)`, scheduled or constant, becomes :math:`\rho(t)^\kappa`. With ``after`` the batch grows in the middle of the run
+    (the paper's progressive scaling). The rules for the optimizer: :mod:`components.schedules.scaling`.
+
+    Args:
+        schedule: :math:`f_1`; its steps are those of this run (at the larger batch), so its shape is kept in epochs.
+        exponent: *p* > 0; the factor :math:`\kappa` by which the batch grew.
+        after: steps of the whole run, int or a fraction, before which the power is 1; default 0.
+
+    Source:
+        Busbridge et al., "How to Scale Your EMA", NeurIPS 2023, arXiv:2307.13813, definition 1.2; that a schedule is scaled value by value
+        and where to switch are our reading.
+    """
+
+    schedule: Schedule
+    exponent: float
+    after: Span = 0
+
+    _inner: ClassVar[Schedule]
+    _after: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        require_schedules("schedule", [self.schedule])
+        require_number("exponent", self.exponent, 0)
+        require(self.exponent > 0, "exponent must be > 0", self.exponent)
+        require_span("after", self.after)
+        super().__post_init__()
+
+    def prepare(self, total: int) -> None:
+        self._set(_inner=self.schedule.with_total_steps(total), _after=span_steps(self.after, self._last) - self._warmup)
+
+    def factor(self, step: int, total: int) -> float:
+        return self._inner(step) ** (self.exponent if step >= self._after else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piecewise(Schedule):
+    r"""Through given points, straight between them or held until the next: any schedule that somebody, or a search, found.
+
+    .. math:: f(t) = y_j + (y_{j+1} - y_j)\,\frac{t - x_j}{x_{j+1} - x_j} \ \text{(linear)}, \quad y_j \ \text{(hold)} \quad\text{for } x_j \le t < x_{j+1}
+
+    Before the first point the value is :math:`y_1`, after the last it is the last.
+
+    Args:
+        at: :math:`x_j`, steps of the whole run (warm-up included) in rising order, int or fractions.
+        factors: :math:`y_j` >= 0, as many.
+        between: ``linear`` or ``hold``.
+
+    Source:
+        as ``optax.piecewise_interpolate_schedule`` and ``piecewise_constant_schedule``.
+    """
+
+    at: Sequence[Span]
+    factors: Sequence[float]
+    between: Literal["linear", "hold"] = "linear"
+
+    _at: ClassVar[list[int]] = []
+
+    def __post_init__(self) -> None:
+        self._set(at=tuple(self.at), factors=tuple(self.factors))
+        require(len(self.at) == len(self.factors) > 0, "at and factors must be one point or more each, and as many", (len(self.at), len(self.factors)))
+        for position in self.at:
+            require_span("at", position)
+        for value in self.factors:
+            require_number("factors", value, 0)
+        require_choice("between", self.between, ("linear", "hold"))
+        super().__post_init__()
+
+    def prepare(self, total: int) -> None:
+        at = [span_steps(position, self._last) for position in self.at]
+        require(at == sorted(at), "at must be in rising order", list(self.at))
+        self._set(_at=[position - self._warmup for position in at])
+
+    def factor(self, step: int, total: int) -> float:
+        k = bisect_right(self._at, step)
+        if k == 0 or k == len(self._at) or self.between == "hold":
+            return float(self.factors[max(k - 1, 0)])
+        share = (step - self._at[k - 1]) / (self._at[k] - self._at[k - 1])
+        return self.factors[k - 1] + (self.factors[k] - self.factors[k - 1]) * share

@@ -62,12 +62,16 @@ class OptimizerContract:
         uses_lr_at_every_step: a learning rate that a schedule sets takes effect (torch's Rprop reads it once, at its first step).
         lr_delay: steps until it does (torch's ASGD works with the step size that it computed at the end of the step before).
         several_groups: takes parameter groups (torch's LBFGS does not).
+        rests_at_zero_rate: at a learning rate of 0 nothing moves (what is anchored at its start goes back to it).
+        steps_by_the_loss: needs the loss (``step(closure)``), and its groups move by a size that they find together.
         reads_missing_gradients_as_zero: a parameter without a gradient is not left out but counts as one with gradient 0 (LBFGS).
     """
 
     uses_lr_at_every_step: bool = True
     lr_delay: int = 0
     several_groups: bool = True
+    rests_at_zero_rate: bool = True
+    steps_by_the_loss: bool = False
     reads_missing_gradients_as_zero: bool = False
 
     @pytest.fixture
@@ -123,6 +127,13 @@ class OptimizerContract:
                 make(groups)
             return
         optimizer = make(groups)
+        if self.steps_by_the_loss:
+            optimizer.param_groups[1]["lr"] = 0.0
+            before = together.values()
+            for _ in range(3):
+                together.step(optimizer)
+            assert not torch.equal(before[0], together.values()[0]) and torch.equal(before[1], together.values()[1])
+            return
         apart = Quadratic()
         optimizers = [make([apart.parameters[0]], lr=1e-2), make([apart.parameters[1]], lr=1e-3)]
         for _ in range(5):
@@ -168,6 +179,9 @@ class OptimizerContract:
         before = problem.values()
         problem.step(optimizer)
         moved = any(not torch.equal(a, b) for a, b in zip(before, problem.values(), strict=True))
+        if not self.rests_at_zero_rate:
+            assert any(not torch.equal(a, b) for a, b in zip(problem.values(), self.run(make, 4 + self.lr_delay), strict=True))
+            return
         assert moved != self.uses_lr_at_every_step
         if not self.uses_lr_at_every_step:
             assert_same(problem.values(), self.run(make, 4 + self.lr_delay))
@@ -175,6 +189,14 @@ class OptimizerContract:
     def test_invalid_learning_rate_is_refused_by_name(self, make: MakeOptimizer) -> None:
         with pytest.raises(ValueError, match=r"(?i)(learning.rate|\blr\b).*-0\.5"):
             make(Quadratic().parameters, lr=-0.5)
+
+    def test_a_missing_loss_is_refused_by_name(self, make: MakeOptimizer) -> None:
+        problem = Quadratic()
+        optimizer = make(problem.parameters)
+        problem.loss().backward()  # type: ignore[no-untyped-call]
+        if self.steps_by_the_loss:
+            with pytest.raises(ValueError, match=f"{type(optimizer).__name__} needs the loss"):
+                optimizer.step()
 
     def test_nothing_to_optimise_is_refused(self, make: MakeOptimizer) -> None:
         with pytest.raises(ValueError, match="empty"):

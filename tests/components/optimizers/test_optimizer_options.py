@@ -1,5 +1,6 @@
 """Every option of conf/optimizer goes through the public trials, and the simple ones against an independent update."""
 
+import copy
 import inspect
 import math
 from functools import partial
@@ -10,12 +11,15 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract
+from components.optimizers import GradientOptimizer, OrthoGrad, base
+from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_same
 
 CONF = Path(__file__).parents[3] / "conf" / "optimizer"
 OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))
-PECULIAR = ["asgd", "rprop", "lbfgs"]
-NOT_FOR_CONFIGS = {"params", "foreach", "fused", "maximize", "capturable", "differentiable"}
+LOSS_AWARE = ["momo", "momo_adam", "normalized_gd"]
+ANCHORED = ["aog", "implicit_ftrl"]
+PECULIAR = ["asgd", "rprop", "lbfgs", *LOSS_AWARE, *ANCHORED]
+NOT_FOR_CONFIGS = {"params", "foreach", "fused", "maximize", "capturable", "differentiable", "total_steps"}
 
 
 def option(name: str) -> tuple[type[torch.optim.Optimizer], dict]:
@@ -59,6 +63,22 @@ class TestASGD(OptionContract):
 @pytest.mark.parametrize("name", ["rprop"])
 class TestRprop(OptionContract):
     uses_lr_at_every_step = False
+
+
+@pytest.mark.parametrize("name", LOSS_AWARE)
+class TestLossAware(OptionContract):
+    steps_by_the_loss = True
+
+
+@pytest.mark.parametrize("name", ["aog"])
+class TestAOG(OptionContract):
+    rests_at_zero_rate = False
+
+
+@pytest.mark.parametrize("name", ["implicit_ftrl"])
+class TestImplicitFTRL(OptionContract):
+    rests_at_zero_rate = False
+    steps_by_the_loss = True
 
 
 @pytest.mark.parametrize("name", ["lbfgs"])
@@ -184,3 +204,51 @@ def test_every_optimizer_of_torch_has_an_option():
     needs_sparse_gradients = {"SparseAdam"}
     torchs = {n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer}
     assert torchs - needs_sparse_gradients <= ours
+
+
+OURS = [name for name in OPTIONS if issubclass(option(name)[0], GradientOptimizer | OrthoGrad)]
+
+
+@pytest.mark.parametrize("name", OURS)
+class TestOurs:
+    def test_a_step_reads_nothing_back_from_the_device(self, name):
+        # a meta tensor has no values: a step that looks at one, as .item() or an `if` would, fails
+        parameters = [torch.zeros(shape, device="meta", requires_grad=True) for shape in [(6, 4), (4, 6), (5,)]]
+        optimizer = maker(name)(parameters)
+
+        def closure():
+            for p in parameters:
+                p.grad = torch.empty_like(p)
+            return torch.empty((), device="meta")
+
+        for _ in range(3):
+            optimizer.step(closure)
+
+    def test_sparse_gradients_are_refused_in_words(self, name):
+        theta = torch.zeros(4, 2, requires_grad=True)
+        theta.grad = torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (4, 2), check_invariants=True)
+        optimizer = maker(name)([theta])
+        with pytest.raises(ValueError, match=f"{type(optimizer).__name__} takes dense gradients.*sparse"):
+            optimizer.step(lambda: 1.0)
+
+    def test_parameters_go_together_or_in_portions(self, name, monkeypatch):
+        together = OptimizerContract.run(maker(name), 5)
+        monkeypatch.setattr(base, "CACHED_ELEMENTS", 1)
+        for one, other in zip(together, OptimizerContract.run(maker(name), 5), strict=True):
+            assert float((one - other).abs().max()) < 1e-12
+
+    def test_copies_step_alike(self, name):
+        problem = Quadratic()
+        optimizer = maker(name)(problem.parameters)
+        problem.step(optimizer)
+        again, twin = copy.deepcopy((problem, optimizer))
+        problem.step(optimizer)
+        again.step(twin)
+        assert_same(problem.values(), again.values())
+
+    def test_half_precision_weights_stay_finite(self, name):
+        problem = Quadratic(dtype=torch.bfloat16)
+        optimizer = maker(name)(problem.parameters)
+        for _ in range(5):
+            problem.step(optimizer)
+        assert all(bool(p.isfinite().all()) and p.dtype == torch.bfloat16 for p in problem.parameters)

@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from components.optimizers import MoMo
 from components.schedules import Linear
+from components.testing.optimizers import assert_same
 
 CONF = Path(__file__).parents[3] / "conf" / "optimizer"
 
@@ -78,3 +80,31 @@ def test_muon_follows_the_schedule_in_both_parts(fit):
     module = fit("muon", lr=0.05, adamw_lr=0.01)
     assert module.losses[-1] < 0.9 * module.losses[0]
     assert module.rates[0] == [0.05, 0.01] and module.rates[10] == pytest.approx([0.0275, 0.0055])
+
+
+@pytest.mark.parametrize(("name", "lr"), [("momo", 1.0), ("momo_adam", 0.01), ("normalized_gd", 0.05), ("implicit_ftrl", 0.1)])
+def test_lightning_hands_the_loss_to_optimizers_that_need_it(fit, name, lr):
+    module = fit(name, lr=lr)
+    assert module.evaluations == 20
+    assert module.losses[-1] < module.losses[0]
+
+
+def test_momos_steps_are_those_of_a_plain_loop(fit):
+    module = fit("momo", lr=0.5)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer, schedule = MoMo(net.parameters(), lr=0.5), Linear(total_steps=20, end_factor=0.1)
+    inputs = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    for step in range(20):
+        optimizer.param_groups[0]["lr"] = 0.5 * schedule(step)
+        optimizer.zero_grad()
+        loss = (net(inputs).squeeze(1) - inputs[:, 0] * inputs[:, 1]).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+    assert_same([p.detach() for p in module.net.parameters()], [p.detach() for p in net.parameters()])
+
+
+def test_mirror_prox_evaluates_the_closure_twice(fit):
+    module = fit("implicit_ftrl", update="mirror_prox")
+    assert module.evaluations == 40
+    assert module.losses[-1] < module.losses[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from components.schedules import Constant, Cosine, Exponential, Join, Linear, OneCycle, Product, Scaled, Schedule, Step
+from components.schedules import Constant, Cosine, Exponential, Join, Linear, OneCycle, Piecewise, Product, Scaled, Schedule, Step
 from components.testing.schedules import ScheduleContract
 
 
@@ -104,3 +104,33 @@ class TestScaled:
             Scaled(base=-1, schedule=Linear())
         with pytest.raises(ValueError, match="schedule must be one schedule"):
             Scaled(base=1.0, schedule=0.5)
+
+
+class TestPiecewise:
+    def test_straight_between_points_and_flat_outside(self):
+        values = Piecewise(at=[2, 4, 8], factors=[1.0, 0.5, 0.1], total_steps=10).values(11)
+        assert values == pytest.approx([1, 1, 1, 0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1])
+
+    def test_held(self):
+        assert Piecewise(at=[0.0, 0.5], factors=[1.0, 0.25], between="hold", total_steps=4).values() == [1.0, 1.0, 0.25, 0.25]
+
+    def test_positions_count_the_warmup(self):
+        assert Piecewise(at=[4, 6], factors=[1.0, 0.0], warmup=2, total_steps=6).values(7) == [0.5, 1, 1, 1, 1, 0.5, 0]
+
+    def test_any_schedule_is_its_points(self):
+        cosine = Cosine(total_steps=20)
+        assert Piecewise(at=range(21), factors=cosine.values(21), total_steps=20).values(21) == cosine.values(21)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"at": [], "factors": []}, "at and factors"),
+            ({"at": [1], "factors": [1.0, 2.0]}, r"as many, but got \(1, 2\)"),
+            ({"at": [5, 2], "factors": [1.0, 2.0], "total_steps": 10}, "at must be in rising order"),
+            ({"at": [1], "factors": [-1.0]}, "factors"),
+            ({"at": [1], "factors": [1.0], "between": "cubic"}, "between"),
+        ],
+    )
+    def test_refuses(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            Piecewise(**arguments)

@@ -36,6 +36,6 @@ class TestEveryOption(ScheduleContract):
 
 
 def test_every_shape_has_an_option():
-    composed = {"Product", "Scaled"}  # they need a schedule to act on
+    composed = {"Power", "Product", "Scaled"}  # they need a schedule to act on
     shapes = {name for name in components.schedules.__all__ if name[0].isupper()} - {"Schedule", "Span"} - composed
     assert {type(option(path)).__name__ for path in OPTIONS} == shapes
