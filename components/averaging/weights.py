@@ -10,7 +10,7 @@ layout is kept: ``state_dict`` is the average, ``current_model_state`` what trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import lightning
@@ -26,6 +26,7 @@ from components.schedules.base import require_span
 from components.validation import require, require_choice
 
 Buffers = Literal["average", "copy"]
+Begin = Literal["first", "initial", "zero"]
 
 
 class WeightAverage(lightning.Callback):
@@ -48,6 +49,7 @@ class WeightAverage(lightning.Callback):
         buffers: ``average`` batch normalisation's running statistics with the weights, or ``copy`` the current ones.
         total_steps: optimizer steps of the whole run; default: the trainer's own estimate.
         steps_per_epoch: optimizer steps of an epoch; default: the trainer's own count.
+        initial: the average begins with the weights *before* step ``start``, which count as its first; default: with those of the first update.
 
     Raises:
         ValueError: an argument out of its range; a sharded strategy (FSDP, model parallel, DeepSpeed), where no rank has whole weights;
@@ -62,6 +64,7 @@ class WeightAverage(lightning.Callback):
         buffers: Buffers = "average",
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
+        initial: bool = False,
     ) -> None:
         require_span("start", start)
         require(every_n_steps is None or (isinstance(every_n_steps, int) and every_n_steps >= 1), "every_n_steps must be an int >= 1", every_n_steps)
@@ -69,7 +72,7 @@ class WeightAverage(lightning.Callback):
         require(total_steps is None or total_steps >= 1, "total_steps must be >= 1", total_steps)
         require(steps_per_epoch is None or steps_per_epoch >= 1, "steps_per_epoch must be >= 1", steps_per_epoch)
         self.start, self.every_n_steps, self.buffers = start, every_n_steps, buffers
-        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.total_steps, self.steps_per_epoch, self.initial = total_steps, steps_per_epoch, initial
         self._start, self._every = 0, 1  # in steps, once the run's length is known
         self._forget()
 
@@ -83,6 +86,17 @@ class WeightAverage(lightning.Callback):
         first = -1 if self.every_n_steps is None else self._start  # epochs end at the steps that are one short of their multiples
         return step >= self._start and (step - first) % self._every == 0
 
+    def result(self) -> Mapping[str, Tensor]:
+        """What is evaluated: the average itself."""
+        return self._average
+
+    def more_state(self) -> dict[str, Any]:
+        """What else a resumed run goes on from: plain values and tensors."""
+        return {}
+
+    def load_more_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`more_state` gave; before the model is on its device."""
+
     # -- following training -------------------------------------------------------------------------------------------
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -91,9 +105,10 @@ class WeightAverage(lightning.Callback):
             self._forget()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._start = span_steps(self.start, self.run_length(trainer)) if isinstance(self.start, float) else self.start
+        self._start = self.in_steps(self.start, trainer)
         self._every = self.every_n_steps or self.epoch_length(trainer)
         self._bind(pl_module)
+        self._begin_if_due()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._follow(trainer.global_step)
@@ -112,6 +127,9 @@ class WeightAverage(lightning.Callback):
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._put_current_back()
+
+    def in_steps(self, span: Span, trainer: lightning.Trainer) -> int:
+        return span_steps(span, self.run_length(trainer)) if isinstance(span, float) else span
 
     def run_length(self, trainer: lightning.Trainer) -> int:
         total = self.total_steps or trainer.estimated_stepping_batches
@@ -132,12 +150,14 @@ class WeightAverage(lightning.Callback):
             self._follow(trainer.global_step)  # a callback before this one may save at the end of a step
         state = checkpoint["state_dict"]
         current = dict(state)
+        result = self.result() if self._count else {}
         for key, name in self._names.items():
             if key in state and self._count:
                 current[key] = state[key] if self._current is None else self._current[name]
-                state[key] = self._average[name].to(state[key].dtype)  # the tensor itself where the type is the same: stored once
+                state[key] = result[name].to(state[key].dtype)  # the tensor itself where the type is the same: stored once
         checkpoint["current_model_state"] = current
-        checkpoint["averaging_state"] = {"kind": type(self).__name__, "count": self._count, "step": self._step, "average": self._average}
+        own = {"kind": type(self).__name__, "count": self._count, "step": self._step, "average": self._average}
+        checkpoint["averaging_state"] = own | self.more_state()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._forget()
@@ -151,6 +171,7 @@ class WeightAverage(lightning.Callback):
         require(state["kind"] == type(self).__name__, f"the checkpoint holds an average of the kind {state['kind']}; this run's is", type(self).__name__)
         self._count, self._step = state["count"], state["step"]
         self._average.update(state["average"])
+        self.load_more_state(state)
         pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     # -- the average itself -------------------------------------------------------------------------------------------
@@ -178,21 +199,30 @@ class WeightAverage(lightning.Callback):
             self._step = steps_done
             if self.due(steps_done - 1):
                 self._update(steps_done - 1)
+            self._begin_if_due()
+
+    def _begin_if_due(self) -> None:
+        if self.initial and self._count == 0 and self._step >= self._start:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._average = {name: tensor.detach().to(average_dtype(tensor), copy=True) for name, tensor in self._live.items()}
+        self._count = 1
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
         if self._count == 0:
-            self._average = {name: tensor.detach().to(average_dtype(tensor), copy=True) for name, tensor in self._live.items()}
-        else:
-            average = list(self._average.values())
-            current = [self._live[name].detach().to(tensor.dtype) for name, tensor in self._average.items()]
-            torch._foreach_lerp_(average, current, self.share(self._count, step))
+            self._begin()
+            return
+        average = list(self._average.values())
+        current = [self._live[name].detach().to(tensor.dtype) for name, tensor in self._average.items()]
+        torch._foreach_lerp_(average, current, self.share(self._count, step))
         self._count += 1
 
     def _put_average_in(self) -> None:
         if self._count and self._current is None:
             self._current = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-            self._copy(self._average)
+            self._copy(self.result())
 
     def _put_current_back(self) -> None:
         if self._current is not None:
@@ -200,9 +230,8 @@ class WeightAverage(lightning.Callback):
             self._current = None
 
     @torch.no_grad()
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        for name, tensor in self._live.items():
-            tensor.copy_(values[name])
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        torch._foreach_copy_(list(self._live.values()), [values[name] for name in self._live])
 
 
 class EMA(WeightAverage):
@@ -212,17 +241,27 @@ class EMA(WeightAverage):
 
     after the optimizer's step; *t* counts the updates so far, and the first one (*t* = 0) takes the current weights.
 
+    **Another batch size.** A decay belongs to the batch size B that it was tuned at. With ``reference_batch`` = B the average
+    keeps its memory in samples: at a batch :math:`\kappa` times as large :math:`d_t` becomes :math:`d_t^\kappa`, and the warm-up
+    counts :math:`\kappa t`. The optimizer has rules of its own: :func:`~components.schedules.scaled_options`.
+
     Args:
         decay: *d* in [0, 1], or a schedule of it over the run's steps; default 0.999, a memory of some 1,000 updates.
         decay_warmup: let the decay rise with the number of updates, so that short runs are not held at their beginning; default true.
         every_n_steps: optimizer steps between updates; default 1.
         start: step of the first update, int or a fraction of ``total_steps``; default 0.
         buffers: ``average`` batch normalisation's running statistics too (default), or ``copy`` the current ones.
+        begin: ``first``: with the weights of the first update (default); ``initial``: with those before it; ``zero``: with 0, and the bias
+            that this gives is divided out, :math:`\bar\theta / (1 - d^t)` (a constant decay without ``decay_warmup``).
+        reference_batch: batch size that the decay is meant for; default: the run's own.
         total_steps: optimizer steps of the whole run, filled in by the builder; default: the trainer's estimate.
+        batch_size: samples in a batch over all devices, filled in by the builder; asked for with ``reference_batch``. Accumulated batches
+            count together.
 
     Source:
         Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992; the warm-up of the decay as in TensorFlow's
-        ``ExponentialMovingAverage``; the average itself as :func:`torch.optim.swa_utils.get_ema_avg_fn`.
+        ``ExponentialMovingAverage``; the average itself as :func:`torch.optim.swa_utils.get_ema_avg_fn`; the rule for batch sizes:
+        Busbridge et al., "How to Scale Your EMA", NeurIPS 2023, arXiv:2307.13813, definition 1.2.
     """
 
     def __init__(
@@ -232,21 +271,38 @@ class EMA(WeightAverage):
         every_n_steps: int = 1,
         start: Span = 0,
         buffers: Buffers = "average",
+        begin: Begin = "first",
+        reference_batch: int | None = None,
         total_steps: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
-        super().__init__(start=start, every_n_steps=every_n_steps, buffers=buffers, total_steps=total_steps)
+        super().__init__(start=start, every_n_steps=every_n_steps, buffers=buffers, total_steps=total_steps, initial=begin == "initial")
         require(isinstance(decay, Schedule) or 0 <= decay <= 1, "decay must be in [0, 1], or a schedule", decay)
-        self.decay, self.decay_warmup = decay, decay_warmup
+        require_choice("begin", begin, ("first", "initial", "zero"))
+        require(begin != "zero" or not (decay_warmup or isinstance(decay, Schedule)), "begin=zero needs a constant decay and decay_warmup=false")
+        require(reference_batch is None or reference_batch >= 1, "reference_batch must be >= 1", reference_batch)
+        require(reference_batch is None or batch_size is not None, "reference_batch needs batch_size, the run's own")
+        self.decay, self.decay_warmup, self.begin = decay, decay_warmup, begin
+        self.reference_batch, self.batch_size = reference_batch, batch_size
+        self.kappa = 1.0 if reference_batch is None or batch_size is None else batch_size / reference_batch
         self._decay_at: Callable[[int], float] | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
+        if self.reference_batch is not None and self.batch_size is not None:
+            self.kappa = self.batch_size * trainer.accumulate_grad_batches / self.reference_batch
         if isinstance(self.decay, Schedule):
             self._decay_at = self.decay if self.decay.total_steps is not None else self.decay.with_total_steps(self.run_length(trainer))
+        super().on_fit_start(trainer, pl_module)
 
     def share(self, count: int, step: int) -> float:
         decay = self.decay if not isinstance(self.decay, Schedule) else self._scheduled(step)
-        return 1 - min(decay, (1 + count) / (10 + count)) if self.decay_warmup else 1 - decay
+        if self.decay_warmup:
+            done = self.kappa * count  # updates so far, counted in updates of the reference batch
+            decay = min(decay, (1 + done) / (10 + done))
+        decay = decay**self.kappa
+        if self.begin == "zero" and decay < 1:
+            return (1 - decay) / (1 - decay ** (count + 1))
+        return 1 - decay if self.begin != "zero" else 1 / (count + 1)
 
     def _scheduled(self, step: int) -> float:
         assert self._decay_at is not None
@@ -287,6 +343,11 @@ class SWA(WeightAverage):
 
     def share(self, count: int, step: int) -> float:
         return 1 / (count + 1)
+
+
+def tried(module: nn.Module) -> bool:
+    """Whether the step at hand is only tried and will be put back (:mod:`components.callbacks.probes`): what a callback keeps must not hear of it."""
+    return bool(getattr(module, "probing", False))
 
 
 def averaged_tensors(module: nn.Module, buffers: Buffers) -> Iterator[tuple[str, Tensor]]:

@@ -3,8 +3,10 @@
 import pytest
 
 # before they are imported: their assertions then show the values that they compared, as those of a test file do
-pytest.register_assert_rewrite(*(f"components.testing.{kind}" for kind in ("losses", "optimizers", "regularizers", "reweighting", "schedules", "transforms")))
+KINDS = ("averaging", "losses", "optimizers", "regularizers", "reweighting", "schedules", "transforms")
+pytest.register_assert_rewrite(*(f"components.testing.{kind}" for kind in KINDS))
 
+from components.testing.averaging import AveragingContract  # noqa: E402
 from components.testing.losses import LossContract, example_facts, example_quantities  # noqa: E402
 from components.testing.optimizers import OptimizerContract, OptimizerReferenceContract  # noqa: E402
 from components.testing.regularizers import RegularizerContract  # noqa: E402
@@ -13,6 +15,7 @@ from components.testing.schedules import ScheduleContract  # noqa: E402
 from components.testing.transforms import TransformContract  # noqa: E402
 
 __all__ = [
+    "AveragingContract",
     "LossContract",
     "OptimizerContract",
     "OptimizerReferenceContract",

@@ -1,64 +1,16 @@
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
-from omegaconf import OmegaConf
 from torch import nn
 
 from components.averaging import EMA, SWA
 from components.schedules import Constant, Linear, Scaled
+from components.testing.averaging import STEPS, Killed, SaveAndKill, assert_same, read
 
-OPTIONS = sorted((Path(__file__).parents[3] / "conf" / "averaging").glob("*.yaml"))
-STEPS = 24  # of a whole run: 4 epochs of 6
 STATISTICS = ("body.1.running_mean", "body.1.running_var")
 CURRENT = ("memory", "body.1.num_batches_tracked")  # never averaged
-
-
-class Killed(Exception):
-    pass
-
-
-class SaveAndKill(lightning.Callback):
-    """Saves after an optimizer step, or within a validation, and ends the process's run."""
-
-    def __init__(self, step: int, path: Path, *, in_validation: bool = False) -> None:
-        self.step, self.path, self.in_validation = step, path, in_validation
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if not self.in_validation and trainer.global_step == self.step:
-            self.act(trainer)
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if self.in_validation and trainer.global_step == self.step:
-            self.act(trainer)
-
-    def act(self, trainer):
-        trainer.save_checkpoint(self.path)
-        raise Killed
-
-
-class SaveAndKillLast(SaveAndKill, Checkpoint):
-    """The same, but Lightning calls it after all other callbacks."""
-
-
-def make(path_or_name) -> list[lightning.Callback]:
-    """The callbacks of an option: none or one."""
-    path = path_or_name if isinstance(path_or_name, Path) else next(p for p in OPTIONS if p.stem == path_or_name)
-    node = OmegaConf.load(path)
-    return [instantiate(node, _convert_="all", total_steps=STEPS)] if node else []
-
-
-def read(path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), f"{name}: differs by up to {float((left[name] - right[name]).abs().max())}"
 
 
 def assert_close(left, right, names, tolerance=1e-5):
@@ -68,65 +20,6 @@ def assert_close(left, right, names, tolerance=1e-5):
 
 def averaged_names(module) -> list[str]:
     return [name for name, _ in module.named_parameters()] + list(STATISTICS)
-
-
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda p: p.stem)
-class TestEveryOption:
-    """What each option must stand: interruption anywhere, and averages where they belong."""
-
-    def test_option_file_begins_with_its_description(self, option):
-        assert option.read_text().startswith("# ")
-
-    @pytest.mark.parametrize("killer", [SaveAndKill, SaveAndKillLast])  # before and after the average in Lightning's order
-    @pytest.mark.parametrize("step", [1, 4, 6, 15, 18, 20, 23])  # first, at a validation, end of an epoch, mid-epoch …
-    def test_killed_and_resumed_is_bit_identical(self, option, step, killer, data, net, make_trainer, tmp_path):
-        unbroken, path = net(), tmp_path / "a.ckpt"
-        whole = make_trainer([*make(option), SaveAndKill(10**9, path)])
-        whole.fit(unbroken, datamodule=data())
-        whole.save_checkpoint(tmp_path / "whole.ckpt")
-
-        with pytest.raises(Killed):
-            make_trainer([killer(step, path), *make(option)]).fit(net(), datamodule=data())
-        resumed = net(seed=1)
-        again = make_trainer([*make(option), SaveAndKill(10**9, path)])
-        again.fit(resumed, datamodule=data(), ckpt_path=path, weights_only=True)
-        again.save_checkpoint(tmp_path / "again.ckpt")
-
-        assert_same(resumed.state_dict(), unbroken.state_dict())
-        left, right = read(tmp_path / "whole.ckpt"), read(tmp_path / "again.ckpt")
-        assert left["global_step"] == right["global_step"] == STEPS
-        assert_same(left["state_dict"], right["state_dict"])
-        assert_same(left.get("current_model_state", {}), right.get("current_model_state", {}))
-        assert_same(left.get("averaging_state", {}).get("average", {}), right.get("averaging_state", {}).get("average", {}))
-        momenta = [[s["momentum_buffer"] for s in c["optimizer_states"][0]["state"].values()] for c in (left, right)]
-        assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
-        # the validations after the interruption saw the same weights, too
-        later = [entry for entry in unbroken.seen if entry[1] > step]
-        assert [e[1] for e in later] == [e[1] for e in resumed.seen if e[1] > step]
-        for (_, _, ours), (_, _, theirs) in zip([e for e in resumed.seen if e[1] > step], later, strict=True):
-            assert_same(ours, theirs)
-
-    def test_training_itself_is_untouched(self, option, data, net, make_trainer):
-        plain, averaged = net(), net()
-        make_trainer([]).fit(plain, datamodule=data())
-        make_trainer(make(option)).fit(averaged, datamodule=data())
-        assert len(plain.after) == len(averaged.after) == STEPS
-        for one, other in zip(plain.after, averaged.after, strict=True):
-            assert_same(one, other)
-
-    def test_test_after_fit_runs_on_what_validation_ran_on(self, option, data, net, make_trainer, tmp_path):
-        module = net()
-        trainer = make_trainer(make(option), val_check_interval=6)
-        trainer.fit(module, datamodule=data())
-        trainer.save_checkpoint(tmp_path / "end.ckpt")
-        final = next(state for kind, step, state in module.seen if kind == "val" and step == STEPS)
-        trainer.test(module, datamodule=data(), verbose=False)
-        assert_same(module.seen[-1][2], final)
-        trainer.test(module, datamodule=data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
-        assert_same(module.seen[-1][2], final)
-        other = net(seed=1)
-        make_trainer([]).test(other, datamodule=data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
-        assert_same(other.seen[-1][2], final)
 
 
 class TestEMA:
