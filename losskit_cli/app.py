@@ -142,6 +142,68 @@ def plot(
     run_plot(overrides or [], output=output, steps=steps, config_dirs=config_dir or [], json=json)
 
 
+@app.command("lr-range")
+def lr_range(
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option("--steps", help="How many, from the lowest to the highest rate.")] = 200,
+    min: Annotated[float, typer.Option("--min", help="The lowest rate.")] = 1e-7,
+    max: Annotated[float, typer.Option("--max", help="The highest rate.")] = 10.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The PNG file; default: lr-range.png")] = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "train",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which learning rates an experiment bears.
+
+    Trains for a few steps with the rate rising until the loss diverges, and suggests a range. Nothing of it is recorded.
+
+    \b
+    losskit lr-range data=digits model=convnet
+    losskit lr-range optimizer=adamw --min 1e-6 --max 1 --steps 400
+    """
+    from losskit_cli.lr_range import run_lr_range
+
+    run_lr_range(
+        overrides or [], config_dir or [], config_name, steps=steps, low=min, high=max, output=output, json=json, quiet=quiet
+    )  # fmt: skip
+
+
+@app.command("predict-loss")
+def predict_loss(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Runs to learn from; schedule=…, schedule.…, optimizer.lr=… to predict.")
+    ] = None,
+    law: Annotated[str | None, typer.Option("--law", help="multi_power, annealing or power; default: what the runs can bear.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="train/loss or val/loss; default: val/loss where every run logged it 20 times.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of what is predicted, as schedule.total_steps.")] = None,
+    skip: Annotated[float, typer.Option("--skip", help="Share of every run's beginning to leave out, beside its warm-up.")] = 0.05,
+    level: Annotated[float, typer.Option("--level", help="Of the intervals.")] = 0.9,
+    optimise: Annotated[bool, typer.Option("--optimise", help="Find the schedule of least predicted final loss.")] = False,
+    save_schedule: Annotated[Path | None, typer.Option("--save-schedule", metavar="FILE.yaml", help="With --optimise: write it as an option file.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE.json", help="Write the fitted law.")] = None,
+    load: Annotated[Path | None, typer.Option("--load", metavar="FILE.json", help="Take a law that was saved; RUNs are then only compared with it.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The PNG file; default: predict-loss.png")] = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """The loss a schedule would give, from runs with others.
+
+    Fits a law of the loss under a learning rate to what the runs logged. Says how well it fits, and where not to believe it.
+
+    \b
+    losskit predict-loss brave-owl schedule=cosine schedule.total_steps=20000
+    losskit predict-loss brave-owl calm-fox schedule=cosine,wsd,linear --save law.json
+    losskit predict-loss --load law.json --steps 5000 --optimise --save-schedule conf/schedule/mine.yaml
+    """
+    from losskit_cli.predict_loss import run_predict_loss
+
+    run_predict_loss(
+        words or [], config_dir or [], law=law, metric=metric, skip=skip, level=level, steps=steps, optimise=optimise,
+        save_schedule=save_schedule, save=save, load=load, output=output, json=json,
+    )  # fmt: skip
+
+
 @app.command()
 def sweep(
     overrides: Overrides = None,
@@ -275,7 +337,7 @@ def eval_(
     split: Annotated[str, typer.Option("--split", help="test, val, train or all: which samples.")] = "test",
     json: Json = False,
 ) -> None:
-    """Test a run's weights, on its own test split or on other data.
+    """Test a run's weights on its test split, or on other data.
 
     Other data is prepared with what was fitted in training (scales, categories, class numbers).
 
@@ -471,7 +533,7 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def init(name: Annotated[str, typer.Argument(help="The project's name; a folder of that name is made.")]) -> None:
-    """Start a project of your own: a loss, its option file, a test.
+    """Start a project of your own: a loss, its option, a test.
 
     \b
     losskit init my_project

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -66,6 +67,8 @@ class Builder:
         self.facts: dict[str, Any] = {}
         self.checkpoint: Mapping[str, Any] | None = None
         self.train_teacher = True
+        self.run_dir: str | None = None
+        self.made_schedule: Schedule | lightning.Callback | None = None
         for key, node in target_nodes(self.config):
             self.targets.resolve(node["_target_"], key)
 
@@ -89,12 +92,14 @@ class Builder:
         """
         config = self.config
         lightning.seed_everything(config["seed"], workers=True, verbose=False)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.run_dir = checkpoint, run_dir
         self.train_teacher = train_teacher and checkpoint is None  # a resumed run's teacher is in its checkpoint
         data = self.data(load_data)
         trainer = self.trainer(run_dir, loggers or [])
         self._add_lengths(trainer, data)
         task = self.task(data)
+        with user_errors(self._named("optimizer")):
+            task.prepare_for(self.tried_optimizer, trainer)
         trainer.callbacks.extend(self.callbacks(task, data, run_dir is not None))  # type: ignore[attr-defined]
         if config["trainer"].get("compile"):
             task.compile_model()
@@ -170,7 +175,9 @@ class Builder:
         if hasattr(model, "feature_dim"):
             self.facts["feature_dim"] = model.feature_dim
         given: dict[str, Any] = {"model": model, "objective": None}
-        given |= {"optimizer": self.optimizer(model), "schedule": self.schedule(), "transforms": self.transforms()}
+        self.made_schedule = self.schedule()
+        decides = isinstance(self.made_schedule, lightning.Callback)  # while training: it sets the rate itself
+        given |= {"optimizer": self.optimizer(model), "schedule": None if decides else self.made_schedule, "transforms": self.transforms()}
         given |= {"log_every": config["trainer"]["log_every_n_steps"]}
         if "teacher" in parameters_of(task_class)[0]:
             given["teacher"] = self.teacher(options, data)
@@ -207,15 +214,22 @@ class Builder:
             raise UsageError(f"{self._named('optimizer')}: optimizer.lr must be a finite number >= 0, but got {lr!r}")
         factory = self.make("optimizer", node, _partial_=True)
         with user_errors(self._named("optimizer")):
-            factory([nn.Parameter(torch.zeros(2, 2))])  # a wrong learning rate is an error now, not at the first step
+            self.tried_optimizer = factory([nn.Parameter(torch.zeros(2, 2))])  # a wrong learning rate is an error now, not at the first step
         grouped = getattr(factory.func, "groups", lambda model, parameters: parameters)
         if not decay_only_matrices:
             return lambda parameters: factory(grouped(model, parameters))
         return lambda parameters: factory(parameter_groups(grouped(model, parameters), node.get("weight_decay", 0.0)))
 
-    def schedule(self) -> Schedule | None:
+    def schedule(self) -> Schedule | lightning.Callback | None:
+        """A function of the step; or a callback that decides while training, and keeps what it found in the run's directory."""
         node = self.config.get("schedule")
-        return self.make("schedule", node) if node else None
+        if not node:
+            return None
+        target = self.targets.resolve(node["_target_"], "schedule")
+        if self.run_dir is not None and "directory" in parameters_of(target)[0]:
+            node = {"directory": str(Path(self.run_dir) / "schedule"), **node}
+        made: Schedule | lightning.Callback = self.make("schedule", node)
+        return made
 
     def transforms(self) -> list[nn.Module]:
         return [self.make(f"transform.{name}", node) for name, node in (self.config.get("transform") or {}).items()]
@@ -243,6 +257,8 @@ class Builder:
             node = {**node, "mode": self.mode(task, str(node.get("monitor")))} if node.get("mode") == "auto" else node
             self._check_monitored(f"callbacks.{name}", node, task, data)
             made.append(self.make("averaging" if name == "averaging" else f"callbacks.{name}", node))
+        if isinstance(self.made_schedule, lightning.Callback):  # first, so that a checkpoint of the same moment holds what it has found
+            made.insert(0, self.made_schedule)
         # interrupts come last but for checkpoints' own saving, so that a checkpoint is taken of a finished step
         return [*made, Interrupts()]
 

@@ -20,6 +20,7 @@ from losskit_cli.catalogue import as_text
 from losskit_cli.compare import show_seconds
 from losskit_cli.compose import Composed, Composer, to_yaml
 from losskit_cli.errors import LosskitError, UsageError
+from losskit_cli.found_schedule import filled_as, with_replay
 from losskit_cli.importing import import_heavy
 from losskit_cli.launch import go, own_stdout, start
 from losskit_cli.merging import described, differences, flat
@@ -64,7 +65,7 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     from losskit_cli.check import checked_settings
     from losskit_cli.tracking.settings import TrackingSettings
 
-    config = checked_settings(composed.resolved())
+    config = with_replay(checked_settings(composed.resolved()))
     config.pop("sweep", None)  # an experiment may say how it is searched; a run is none
     TrackingSettings.from_config(config["tracking"])
     name = config.get("name") or run_name(composed.choices, config["seed"])
@@ -101,7 +102,7 @@ def rerun(run: str, overrides: Overrides, *, dry_run: bool, json: bool, quiet: b
     found = find_run(run)
     saved = RunSpec.load(found.run_dir)
     laid = overlay(saved, overrides)
-    config = checked_settings(laid.spec.config)
+    config = with_replay(checked_settings(laid.spec.config))
     named = any(text.split("=")[0].lstrip("+") == "name" for text in overrides)
     config["name"] = config["name"] if named else None  # a name is one run's
     _tell_what_differs(saved, laid, config, json=json and dry_run, out=Console() if dry_run else _stderr(quiet or json))
@@ -300,7 +301,7 @@ def _tell_what_differs(saved: RunSpec, laid: Overlay, config: Mapping[str, Any],
     """What a new run does otherwise than the saved one, and where the config tree has moved on since."""
     choices = (_texts(saved.choices), _texts(laid.spec.choices))
     values = (_telling(saved.config, config), _telling(config, config))
-    drift = (_telling(laid.drift[0], config), _telling(laid.drift[1], config))
+    drift = (_telling(laid.drift[0], config), _telling(filled_as(laid.drift[1], laid.drift[0]), config))
     if json:
         found: dict[str, Any] = {"run_name": saved.name, "left_out": [text for text, _ in laid.left_out]}
         for name, pair in (("choices", choices), ("config", values), ("drift", drift)):

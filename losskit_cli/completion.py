@@ -18,6 +18,13 @@ from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.paths import search_path
 
 SHELLS = ("bash", "zsh", "fish")
+FIXED = {
+    "cfg": ("job", "hydra", "all"),
+    "checkpoint": ("best", "last"),
+    "split": ("test", "val", "train", "all"),
+    "law": ("multi_power", "annealing", "power"),
+    "shell": SHELLS,
+}
 
 
 class Candidate(NamedTuple):
@@ -54,7 +61,18 @@ COMMANDS = {
     "config": Command("print the composed config", ("override...",), {**PRIMARY, "--origins": "", "--resolve": "", **JSON}),
     "list": Command("list what can be selected", ("group",), {"--task": "task", "--search": "text", **CONFIG, **JSON}),
     "show": Command("explain one option", ("option...",), {**CONFIG, **JSON}),
-    "plot": Command("draw a schedule, or a loss and its gradient", ("override...",), {"--output": "file", "-o": "file", "--steps": "text", **CONFIG, **JSON}),
+    "plot": Command("draw a schedule, or a loss and its gradient", ("drawn...",), {"--output": "file", "-o": "file", "--steps": "text", **CONFIG, **JSON}),
+    "lr-range": Command(
+        "which learning rates an experiment bears",
+        ("override...",),
+        {**PRIMARY, "--steps": "text", "--min": "text", "--max": "text", "--output": "file", "-o": "file", **JSON, **QUIET},
+    ),
+    "predict-loss": Command(
+        "the loss that a schedule would give, from runs with others",
+        ("run or override...",),
+        {"--law": "law", "--metric": "metric", "--steps": "text", "--skip": "text", "--level": "text", "--optimise": "", "--save-schedule": "file",
+         "--save": "file", "--load": "file", "--output": "file", "-o": "file", **CONFIG, **JSON},
+    ),
     "resume": Command("go on with a stopped run", ("run", "override..."), {"--last": "", **JSON, **QUIET}),
     "rerun": Command("run again from what a run saved", ("run", "override..."), {"--dry-run": "", **JSON, **QUIET}),
     "diff": Command("what differs between two runs", ("run", "run"), JSON),
@@ -193,6 +211,11 @@ class Line:
         """Candidates for a kind of word: an override, a run, a file …"""
         if kind == "override":
             return Overrides(self.catalogue, self.positional, self.primary_name).candidates(current)
+        if kind in ("drawn", "run or override"):
+            overrides = self.of_kind("override", current)
+            at = "schedule=" if kind == "drawn" else ""
+            named = runs(current.removeprefix(at)) if current.startswith(at) and (at or "=" not in current) else []
+            return [*overrides, *(c._replace(value=at + c.value) for c in named)]
         if kind == "option":
             return self._options(current)
         if kind == "group":
@@ -210,7 +233,7 @@ class Line:
             return files(current, directories_only=kind == "dir")
         if kind == "primary":
             return [Candidate(name) for name in self._primaries()]
-        fixed = {"cfg": ("job", "hydra", "all"), "checkpoint": ("best", "last"), "split": ("test", "val", "train", "all"), "shell": SHELLS}.get(kind, ())
+        fixed = FIXED.get(kind, ())
         return [*map(Candidate, fixed), *(files(current) if kind == "checkpoint" and current else [])]
 
     def _options(self, current: str) -> Iterator[Candidate]:
@@ -314,6 +337,8 @@ class Overrides:
             choices = ["true", "false"]
         if choices:
             yield from (Candidate(f"{quote}{before}{choice}") for choice in choices if choice not in before.split(","))
+        elif key in ("schedule.run", "task.teacher_run"):
+            yield from (c._replace(value=quote + c.value) for c in runs(value))
         elif name in ("path", "ckpt_path", "dir", "directory", "root", "output_dir") or "/" in value:
             yield from (c._replace(value=quote + c.value) for c in files(value))
         elif default is not None and not isinstance(default, dict) and "${" not in str(default):

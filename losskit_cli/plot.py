@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losskit_cli.catalogue import Catalogue
-from losskit_cli.errors import UsageError
+from losskit_cli.errors import LosskitError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
+
+    from losskit_cli.found_schedule import RunSource
 
 CLASSIFICATION = ({"logits", "target"}, {"logits", "target_multi_hot"}, {"logits", "target", "target_multi_hot"})
 REGRESSION = ({"prediction", "target"}, {"prediction", "log_variance", "target"}, {"quantiles", "target"})
@@ -74,14 +77,23 @@ def run_plot(
     group = _what(overrides)
     if steps < 2:
         raise UsageError(f"--steps must be at least 2, but got {steps}")
+    run = _run_named(overrides, Catalogue.default(config_dirs)) if group == "schedule" else None
+    if run is not None:
+        from losskit_cli.found_plot import plot_run
+
+        plot_run(run, overrides, output=output, json=json)
+        return
     from losskit_cli.compose import Composer
+    from losskit_cli.found_schedule import SEARCHES, with_replay
 
     composed = Composer(config_dirs).compose(list(overrides))
-    config = composed.resolved()
+    config = with_replay(composed.resolved())
     name, node = str(composed.choices.get(group, group)), config.get(group)
     if not node:
         raise UsageError(f"{group}={name} is nothing to draw")
-    make = _maker(config.get("allow_targets") or (), f"{group}={name}")
+    if str(node.get("_target_")).startswith(SEARCHES):
+        raise UsageError(f"{group}={name} is found while a run trains: losskit plot schedule=RUN draws what RUN has found")
+    make = maker(config.get("allow_targets") or (), f"{group}={name}")
     if group == "schedule":
         picture = schedule_picture(make(group, node, {"total_steps": steps}), name, steps)
     else:
@@ -225,6 +237,26 @@ def _what(overrides: Iterable[str]) -> str:
     raise UsageError("say what to draw: losskit plot schedule=wsd schedule.decay=0.3, or losskit plot loss=focal")
 
 
+def _run_named(overrides: Iterable[str], catalogue: Catalogue) -> RunSource | None:
+    """The run that ``schedule=…`` names where it names no option; an option's name wins.
+
+    Raises:
+        UsageError: it names neither.
+    """
+    name = next((text.partition("=")[2].strip("'\"") for text in overrides if text.lstrip("+").partition("=")[0] == "schedule"), "")
+    options = catalogue.option_names("schedule")
+    if not name or name in options or "," in name or "(" in name or name == "null":
+        return None
+    from losskit_cli.found_schedule import no_such_schedule, source_at
+    from losskit_cli.runs import find_run
+
+    try:
+        run = find_run(name)
+    except LosskitError as error:
+        raise no_such_schedule(name, options, error) from error
+    return source_at(run)
+
+
 def _require_plottable(catalogue: Catalogue, name: str) -> None:
     needs = catalogue.option("loss", name).needs()
     if needs and not _plottable(needs):
@@ -247,7 +279,7 @@ def _loss_node(node: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k != "inputs" and not (k == "weight" and v == "balanced")}
 
 
-def _maker(allowed: Iterable[str], named: str) -> Callable[[str, Mapping[str, Any], Mapping[str, Any]], Any]:
+def maker(allowed: Iterable[str], named: str) -> Callable[[str, Mapping[str, Any], Mapping[str, Any]], Any]:
     """Builds a component from its node, with its target and parameters checked and facts filled in."""
     from hydra.utils import instantiate
 
@@ -275,11 +307,9 @@ def _maker(allowed: Iterable[str], named: str) -> Callable[[str, Mapping[str, An
 # -- pictures ---------------------------------------------------------------------------------------------------------------------
 def save(picture: Picture, file: Path) -> None:
     """Write the picture as a PNG (or what else the file's ending says that matplotlib can write)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4 * len(picture.panels) ** 0.7, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(picture.panels), squeeze=False)[0], picture.panels, strict=True):
         for number, (name, y) in enumerate(panel.curves.items()):
             style: dict[str, Any] = {"linewidth": 2.2, "color": "#0072B2"} if number == 0 else {"linewidth": 1.4, "color": "#777777", "linestyle": "--"}
@@ -289,6 +319,14 @@ def save(picture: Picture, file: Path) -> None:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     figure.suptitle(picture.title)
+    save_figure(figure, file)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a matplotlib figure, its directory made if need be."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)

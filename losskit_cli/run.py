@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from components.callbacks import TrainingInterrupted, is_intact, newest_intact
+from components.callbacks import Telling, TrainingInterrupted, is_intact, newest_intact
 from components.callbacks.checkpoints import BEST, LAST, DamagedCheckpointError, checkpoints_of
 from components.tasks.base import NonFiniteLossError
 from losskit_cli.build import Builder, Experiment, user_errors
@@ -124,11 +124,13 @@ def execute(
             ranks.meet()
             with _own_exits(), cpu_threads(spec.config["trainer"].get("threads", "auto"), experiment.operations):
                 metrics = _fit_and_test(experiment, run_dir, checkpoint)
+        notes += [note for callback in experiment.trainer.callbacks if isinstance(callback, Telling) for note in callback.notes()]  # type: ignore[attr-defined]
         leave()
         notes += filter(None, [ranks.wait()])
     except TrainingInterrupted as interruption:
         status = "KILLED"
-        error = Interrupted(f"{interruption}; a checkpoint is saved. Go on with: losskit resume {spec.name}", interruption.signum)
+        saved = "a checkpoint is saved" if (run_dir / CHECKPOINTS / LAST).exists() else "what was searched is kept"
+        error = Interrupted(f"{interruption}; {saved}. Go on with: losskit resume {spec.name}", interruption.signum)
     except KeyboardInterrupt:
         status, error = "KILLED", Interrupted(f"stopped. Go on with: losskit resume {spec.name}", 2)
     except EndedEarly as ended:
@@ -254,6 +256,9 @@ def _built(
     if spec.config["train"]:
         with leaving_no_trace(experiment.task):
             experiment.operations = first_batch(experiment, spec.choices).operations
+    for callback in experiment.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Telling) and not console.quiet:
+            callback.say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
     experiment.trainer.callbacks.extend(tracking.callbacks())  # type: ignore[attr-defined]
     if console.is_terminal and not console.quiet:
         bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])

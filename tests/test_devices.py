@@ -106,6 +106,18 @@ def seen(directory: Path, rank: int = 0) -> dict[str, Any]:
 
 
 # -- two processes ------------------------------------------------------------------------------------------------------
+def test_two_ranks_search_one_schedule(project: Path, losskit: Losskit) -> None:
+    search = ["schedule=autolrs", "schedule.method=paper", "schedule.stage=10", "schedule.longest=10", "schedule.candidates=2", "schedule.probe=0.4"]
+    options = ["data=digits", "data.fraction=0.3", "model=mlp", "trainer.accelerator=cpu"]
+    options += ["trainer.max_steps=20", "trainer.max_epochs=-1", "allow_targets=[ranks_probe]", "trainer.log_every_n_steps=1"]
+    trained = losskit("train", *options, *search, "trainer.devices=2", probe("seen"), "--json")
+    assert trained.code == 0, trained.err
+    first, second = seen(project / "seen", 0), seen(project / "seen", 1)
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+    found = json.loads((Path(trained.json()["run_dir"]) / "schedule" / "found.json").read_text())
+    assert [len(stage["probes"]) for stage in found["stages"]] == [1, 2, 2] and found["trained_steps"] == 20
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains_on_two_ranks_as_one_run(project: Path, losskit: Losskit, task: str) -> None:
     limit = ["trainer.limit_test_batches=4"] if task == "language_modelling" else []

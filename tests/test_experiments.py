@@ -203,11 +203,14 @@ class TestEveryOptimizerAndSchedule:
 
     @pytest.mark.parametrize("optimizer", options("optimizer"))
     def test_optimizer(self, losskit: Losskit, optimizer: str) -> None:
-        assert_trains(losskit, "data=iris", f"optimizer={optimizer}")
+        assert_trains(losskit, *(TASKS["distillation"] if optimizer == "dot" else ["data=iris"]), f"optimizer={optimizer}")
 
     @pytest.mark.parametrize("schedule", options("schedule"))
     def test_schedule(self, losskit: Losskit, schedule: str) -> None:
-        assert_trains(losskit, "data=iris", f"schedule={schedule}")
+        source = ["schedule.run=source"] if schedule == "replay" else []
+        if source:
+            assert_trains(losskit, "data=iris", "name=source")
+        assert_trains(losskit, "data=iris", f"schedule={schedule}", *source)
 
 
 class TestEveryTask:

@@ -37,9 +37,18 @@ class Interrupts(lightning.Callback):
         self._before: dict[signal.Signals, Any] = {}
         self._asked, self._ask_next = (0.0, 0), 0  # when and at which step the ranks asked each other; the step when they do again
 
+    @property
+    def received(self) -> int:
+        """The signal that this process has received while training, 0 if none."""
+        return self._received
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._asked, self._ask_next = (time.monotonic(), trainer.global_step), 0
-        if threading.current_thread() is threading.main_thread():
+        self.watch()
+
+    def watch(self) -> None:
+        """Begin to take signals, if that has not begun: for what works before the first step."""
+        if not self._before and threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

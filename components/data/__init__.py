@@ -8,7 +8,7 @@ from components.data.hub import HuggingFace
 from components.data.images import Digits, DigitsAttributes, Faces, PictureTiles
 from components.data.npz import Npz
 from components.data.series import Co2, ElNino, Macrodata, Series, Sunspots
-from components.data.synthetic import GaussianMixture, TeacherStudent, TwoMoons
+from components.data.synthetic import GaussianMixture, RareGradients, TeacherStudent, TwoMoons
 from components.data.tables import BreastCancer, Csv, Diabetes, Iris, Parquet, TableEncoder, Wine
 from components.data.text import ByteText, PythonSource, TextFile
 
@@ -37,6 +37,7 @@ __all__ = [
     "Parquet",
     "PictureTiles",
     "PythonSource",
+    "RareGradients",
     "Samples",
     "Series",
     "Split",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,6 +91,11 @@ class BatchLoader:
         epoch, start = self.position()
         batches = self.order.batches(epoch, start)
         yield from self.stream(batches) if self.stream is not None else map(self.fetch, batches)
+
+    def apart(self, seed: int, epoch: int = 0) -> BatchLoader:
+        """The same data in an order of its own, a pure function of ``(seed, epoch)``, wherever training stands: for steps that are only tried."""
+        order = replace(self.order, seed=(seed * 2_654_435_761 + self.order.seed + 1) % (1 << 40))
+        return BatchLoader(order, self.fetch, lambda: (epoch, 0), self.stream)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands. Lightning asks for it; the position itself follows from the training loop's counters."""

@@ -142,3 +142,45 @@ class TeacherStudent(Synthetic):
         if self.kind == "real":
             return Samples(inputs.float(), values, "real", [])
         return Samples(inputs.float(), values.argmax(1), "multiclass", [str(c) for c in range(self.outputs)])
+
+
+class RareGradients(Synthetic):
+    r"""A line through 0 whose slope a few large gradients ought to decide: Adam forgets them between one and the next.
+
+    Of a ``share`` of the samples the input is *C*, of all others *-s*, each up to ``spread`` more or less; the target is :math:`-|x|`. With
+    ``loss=l1`` and a weight *w* in [-1, 1]
+
+    .. math:: \ell(C) = C\,(w + 1), \qquad \ell(-s) = s\,(1 - w)
+
+    are linear: their sum falls towards *w* = -1 if :math:`\text{share} \cdot C > (1 - \text{share})\, s`, and *w* = 1 is the worst point.
+    Meant for ``batch_size=1`` and one weight without a bias.
+
+    Args:
+        size: samples, over all splits.
+        large: *C* > 0; default 3.
+        small: *s* > 0; default 1.
+        share: of the large ones, in (0, 1); default 1/3.
+        spread: how much inputs differ, in proportion, in [0, 1); default 0.05.
+        **common: see :class:`Synthetic`.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source:
+        Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", ICLR 2018, arXiv:1904.09237, section 3; their experiments:
+        ``large=1010 small=10 share=0.01 spread=0``.
+    """
+
+    def __init__(self, *, size: int = 3000, large: float = 3.0, small: float = 1.0, share: float = 1 / 3, spread: float = 0.05, **common: Any) -> None:
+        super().__init__(size=size, **common)
+        require(large > 0, "large must be > 0", large)
+        require(small > 0, "small must be > 0", small)
+        require(0 < share < 1, "share must be in (0, 1)", share)
+        require(0 <= spread < 1, "spread must be in [0, 1)", spread)
+        self.large, self.small, self.share, self.spread = large, small, share, spread
+
+    def read(self) -> Samples:
+        rare = torch.arange(self.total) < round(self.share * self.total)
+        sizes = 1 + self.spread * (2 * torch.rand(self.total, generator=self.generator()) - 1)
+        inputs = (torch.where(rare, self.large, -self.small) * sizes).unsqueeze(1)
+        return Samples(inputs, -inputs.abs().double(), "real", [])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,6 +53,13 @@ class KDLoss(Loss):
         require(temperature > 0, "temperature must be > 0", temperature)
         self.alpha: float | Tensor = alpha
         self.temperature: float | Tensor = temperature
+        self.shares = (1.0, 1.0)  # of the teacher's term and of the labels'; apart() gives the halves
+
+    def apart(self) -> tuple[Self, Self]:
+        """The labels' term and the teacher's as two losses that add up to this one, for what treats them differently (DOT)."""
+        labels, teacher = copy.copy(self), copy.copy(self)
+        labels.shares, teacher.shares = (0.0, 1.0), (1.0, 0.0)
+        return labels, teacher
 
     def forward(self, logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         check_same_shape("teacher_logits", teacher_logits, "logits", logits)
@@ -59,4 +68,5 @@ class KDLoss(Loss):
         student = F.log_softmax(logits / self.temperature, dim=1)
         teacher = F.log_softmax(teacher_logits.detach().to(logits.dtype) / self.temperature, dim=1)
         kl = (teacher.exp() * (teacher - student)).sum(1)  # F.kl_div has no batching rule, so many trials at once would run one by one
-        return self.reduce(self.alpha * self.temperature**2 * kl + (1 - self.alpha) * ce, target)
+        of_teacher, of_labels = self.shares
+        return self.reduce(of_teacher * self.alpha * self.temperature**2 * kl + of_labels * (1 - self.alpha) * ce, target)

@@ -8,6 +8,7 @@ from components.optimizers.loss_aware import MoMo, MoMoAdam, NormalizedGD
 from components.optimizers.low_memory import FRUGAL, Fira
 from components.optimizers.muon import MuonWithAuxAdamW, muon_groups
 from components.optimizers.online import AOG, ImplicitFTRL, LogBarrierFTRL, importance_weighted, log_barrier_distribution, magnitude_reduced
+from components.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 
 __all__ = [
     "AOG",
@@ -30,4 +31,6 @@ __all__ = [
     "magnitude_reduced",
     "muon_groups",
     "parameter_groups",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
 ]

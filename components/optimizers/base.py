@@ -27,9 +27,11 @@ class GradientOptimizer(Optimizer):
     Class facts:
         exact_state: names of state tensors that keep their type. :class:`torch.optim.Optimizer` gives all others the parameter's when it
             loads them, which would round a sum kept in float32 beside bfloat16 weights, and turn indices into floats.
+        steps_by_the_loss: the step uses the loss that its closure returns. See :mod:`components.tasks.stepping`.
     """
 
     exact_state: ClassVar[frozenset[str]] = frozenset()
+    steps_by_the_loss: ClassVar[bool] = False
 
     def start(self, group: Group, parameter: Tensor) -> State:
         """The state of a parameter that makes its first step; ``step`` is added to it."""
@@ -70,6 +72,14 @@ class GradientOptimizer(Optimizer):
             parameters.append(parameter)
             states.append(state)
         return [(step, *portion) for step, both in together.items() for portion in portions(*both)]
+
+    def room(self, like: list[Tensor]) -> list[Tensor]:
+        """Uninitialised tensors for what is computed in between, the same memory at every call: a CPU takes long to find some anew."""
+        count, first = sum(tensor.numel() for tensor in like), like[0]
+        flat = self.__dict__.get("_room")
+        if flat is None or flat.numel() < count or flat.dtype != first.dtype or flat.device != first.device:
+            self._room = flat = torch.empty(count, dtype=first.dtype, device=first.device)
+        return [part.view(tensor.shape) for part, tensor in zip(flat[:count].split([tensor.numel() for tensor in like]), like, strict=True)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """As torch's, and :attr:`exact_state` as it was stored."""
@@ -112,7 +122,11 @@ def dense_gradient(optimizer: Optimizer, parameter: Tensor) -> Tensor:
     Raises:
         ValueError: it is sparse, or complex.
     """
-    gradient = cast(Tensor, parameter.grad)
+    return dense(optimizer, cast(Tensor, parameter.grad))
+
+
+def dense(optimizer: Optimizer, gradient: Tensor) -> Tensor:
+    """The gradient itself; ValueError if it is sparse, or complex."""
     name = type(optimizer).__name__
     require(not gradient.is_sparse, f"{name} takes dense gradients, but got a sparse one: make the embedding with sparse=False, or use torch.optim.SparseAdam")
     require(not gradient.is_complex(), f"{name} takes real parameters, but got a complex one; optimise torch.view_as_real of it")
@@ -136,9 +150,14 @@ def scalar_loss(optimizer: Optimizer, loss: Any) -> Tensor:
     return over_ranks(value.reshape(()).to(first.device))
 
 
+def several_ranks() -> bool:
+    """Whether this is one of several processes of a distributed training."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
 def over_ranks(value: Tensor) -> Tensor:
     """The mean over all processes of a distributed training; the value itself elsewhere."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if several_ranks():
         value = value.clone()
         torch.distributed.all_reduce(value)
         value /= torch.distributed.get_world_size()

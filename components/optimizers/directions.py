@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from components.optimizers.base import GradientOptimizer, dense_gradient, evaluate, inner, require_options
+from components.optimizers.base import GradientOptimizer, dense, dense_gradient, evaluate, inner, over_ranks, require_options, several_ranks
 from components.optimizers.groups import Group
 from components.validation import require, require_choice
 
@@ -30,11 +30,11 @@ class DOT(GradientOptimizer):
 
     .. code-block:: python
 
-        distillation_loss.backward(retain_graph=True)
-        optimizer.distill()      # takes the gradients that are there for the distillation's, and clears them
+        optimizer.distill(distillation_loss)      # takes its gradient, and leaves the graph and ``.grad`` as they are
         task_loss.backward()
         optimizer.step()
 
+    In losskit ``task=distillation`` does this: what looks at the teacher is the distillation's, all else the task's.
     Without either it is :class:`torch.optim.SGD` with momentum :math:`\mu`.
 
     Args:
@@ -52,6 +52,8 @@ class DOT(GradientOptimizer):
         leaves out the decay of parameters that the distillation alone reaches in the first step, which this does not.
     """
 
+    takes_two_gradients: ClassVar[bool] = True
+
     def __init__(
         self, params: Iterable[Tensor] | Iterable[Group], lr: float = 0.05, momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 0.0
     ) -> None:
@@ -61,13 +63,30 @@ class DOT(GradientOptimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay})
         self._distilled: dict[Tensor, Tensor] = {}
 
-    def distill(self) -> None:
-        """Take the gradients that the parameters have for the distillation loss's; the next :meth:`step` uses them. Clears them."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._distilled[p] = dense_gradient(self, p)
-                    p.grad = None
+    def distill(self, loss: Tensor | None = None) -> None:
+        """Take the distillation's gradients for the next :meth:`step`; several calls before it add up, as backward passes do.
+
+        Args:
+            loss: the distillation loss; its graph is kept. Under DDP the gradients are averaged over the ranks, as a backward pass would.
+                ``None``: the gradients that the parameters have are the distillation's; they are cleared.
+        """
+        if loss is None:
+            parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [dense_gradient(self, p) for p in parameters]
+            for p in parameters:
+                p.grad = None
+        else:
+            every = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            found = torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True)
+            parameters = [p for p, g in zip(every, found, strict=True) if g is not None]
+            gradients = mean_over_ranks([dense(self, g) for g in found if g is not None])
+        for p, gradient in zip(parameters, gradients, strict=True):
+            self._distilled[p] = self._distilled[p] + gradient if p in self._distilled else gradient
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear both gradients."""
+        super().zero_grad(set_to_none)
+        self._distilled.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -75,11 +94,9 @@ class DOT(GradientOptimizer):
         loss = evaluate(closure)
         if isinstance(loss, tuple):
             task, distillation = loss
-            self._distilled.clear()
             self.zero_grad()
             with torch.enable_grad():
-                distillation.backward(retain_graph=True)
-                self.distill()
+                self.distill(distillation)
                 task.backward()
             loss = (task + distillation).detach()
         for group in self.param_groups:
@@ -124,6 +141,19 @@ class DOT(GradientOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_distilled": {}}
+
+
+def mean_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients that no backward pass of DDP has averaged: in one message for all of a type."""
+    if not several_ranks():
+        return gradients
+    found = list(gradients)
+    for dtype in {g.dtype for g in gradients}:
+        places = [i for i, g in enumerate(gradients) if g.dtype == dtype]
+        mean = over_ranks(torch.cat([gradients[i].reshape(-1) for i in places]))
+        for i, part in zip(places, mean.split([gradients[i].numel() for i in places]), strict=True):
+            found[i] = part.view_as(gradients[i])
+    return found
 
 
 class OrthoGrad(Optimizer):

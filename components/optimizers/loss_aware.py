@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from components.optimizers.adaptive_moments import average_squares
 from components.optimizers.base import (
     GradientOptimizer,
     State,
@@ -36,6 +37,7 @@ class ModelBased(GradientOptimizer):
     """
 
     exact_state = frozenset({"loss_avg", "lower_bound", "grad_dot"})
+    steps_by_the_loss: ClassVar[bool] = True
 
     @torch.no_grad()
     def step(self, closure: LossClosure | None = None, loss: Any = None) -> Any:  # type: ignore[override]
@@ -61,7 +63,7 @@ class ModelBased(GradientOptimizer):
         common["loss_avg"].lerp_(loss, 1 - beta)
         correction = 1 - beta**rounds if starts_at_zero else 1.0
 
-        moved: list[tuple[Group, list[Tensor], list[Tensor]]] = []
+        moved: list[tuple[Group, int, list[Tensor], list[State], list[Tensor] | None]] = []
         along, products, norms = [], [], []
         for group in self.param_groups:
             for step, parameters, states in self.ready(group):
@@ -76,9 +78,11 @@ class ModelBased(GradientOptimizer):
                 torch._foreach_lerp_(column(states, "grad_dot"), now, 1 - group["betas"][0])
                 products += column(states, "grad_dot")
                 along += [inner(p, d) for p, d in zip(parameters, averages, strict=True)]
-                directions = self.directions(group, step, gradients, states)
+                self.observe(group, gradients, states)
+                directions = self.directions(group, step, states)
                 norms += [inner(d, u) for d, u in zip(averages, directions, strict=True)]
-                moved.append((group, parameters, directions))
+                # a CPU computes them a second time sooner than it finds memory for all of them
+                moved.append((group, step, parameters, states, None if parameters[0].device.type == "cpu" else directions))
         slope, product, norm = (total(values, loss) for values in (along, products, norms))
 
         if "lower_bound" not in common:
@@ -95,8 +99,8 @@ class ModelBased(GradientOptimizer):
         if estimates:
             bound.copy_(((model + slope - product - sizes[0] * norm / 2) / correction).clamp(min=lowest))
         by_group = {id(group): size for group, size in zip(self.param_groups, sizes, strict=True)}
-        for group, parameters, directions in moved:
-            self.walk(group, by_group[id(group)], parameters, directions)
+        for group, step, parameters, states, kept in moved:
+            self.walk(group, by_group[id(group)], parameters, self.directions(group, step, states) if kept is None else kept)
 
     @staticmethod
     def size(group: Group, correction: float, bound: Tensor, model: Tensor, slope: Tensor, product: Tensor, norm: Tensor) -> Tensor:
@@ -105,20 +109,24 @@ class ModelBased(GradientOptimizer):
         gap = (growth * (model - correction * bound) + slope - growth * product).clamp(min=0)
         return torch.where(norm > 0, gap / norm, torch.zeros_like(gap)).clamp(max=group["lr"] / correction)
 
-    def directions(self, group: Group, step: int, gradients: list[Tensor], states: list[State]) -> list[Tensor]:
+    def observe(self, group: Group, gradients: list[Tensor], states: list[State]) -> None:
+        """What the preconditioner gathers of the gradients."""
+
+    def directions(self, group: Group, step: int, states: list[State]) -> list[Tensor]:
         """The averaged gradients, preconditioned."""
         raise NotImplementedError
-
-    def scaled(self, directions: list[Tensor], size: Tensor) -> list[Tensor]:
-        """``size`` times the directions, which a subclass that made them for this step may write over."""
-        return list(torch._foreach_mul(directions, size))
 
     def walk(self, group: Group, size: Tensor, parameters: list[Tensor], directions: list[Tensor]) -> None:
         """Go ``size`` along the negative directions, and decay."""
         amount = group["lr"] * group["weight_decay"]
         if amount and not group.get("proximal_decay", True):
             torch._foreach_mul_(parameters, 1 - amount)
-        torch._foreach_sub_(parameters, self.scaled(directions, size.to(parameters[0].device)))
+        size = size.to(parameters[0].device)
+        if size.device.type == "cpu":
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.addcmul_(direction, size, value=-1)
+        else:
+            torch._foreach_sub_(parameters, torch._foreach_mul(directions, size))
         if amount and group.get("proximal_decay", True):
             torch._foreach_div_(parameters, 1 + amount)
 
@@ -135,7 +143,7 @@ class MoMo(ModelBased):
     and :math:`\rho = 1`, otherwise at 0 and :math:`\rho = 1 - \beta^t`.
 
     It needs the loss of the very gradients: ``step(closure)``, as Lightning calls it, or ``step(loss=loss)``. When gradients are accumulated,
-    that must be the loss whose gradient they are. Under DDP the ranks' losses are averaged.
+    that must be the loss whose gradient they are (losskit's tasks see to it). Under DDP the ranks' losses are averaged.
 
     Args:
         params: parameters, or parameter groups with ``lr`` and ``weight_decay`` of their own.
@@ -174,7 +182,7 @@ class MoMo(ModelBased):
     def start(self, group: Group, parameter: Tensor) -> State:
         return {"exp_avg": zeros(parameter), "grad_dot": torch.zeros((), dtype=at_least_float32(parameter), device=parameter.device)}
 
-    def directions(self, group: Group, step: int, gradients: list[Tensor], states: list[State]) -> list[Tensor]:
+    def directions(self, group: Group, step: int, states: list[State]) -> list[Tensor]:
         return column(states, "exp_avg")
 
 
@@ -229,20 +237,22 @@ class MoMoAdam(ModelBased):
         scalar = torch.zeros((), dtype=at_least_float32(parameter), device=parameter.device)
         return {"exp_avg": zeros(parameter), "exp_avg_sq": zeros(parameter), "grad_dot": scalar}
 
-    def directions(self, group: Group, step: int, gradients: list[Tensor], states: list[State]) -> list[Tensor]:
-        second, beta2 = column(states, "exp_avg_sq"), group["betas"][1]
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
-        roots = list(torch._foreach_sqrt(second))
-        torch._foreach_div_(roots, math.sqrt(1 - beta2**step))
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_reciprocal_(roots)
-        torch._foreach_mul_(roots, column(states, "exp_avg"))
-        return roots
+    def observe(self, group: Group, gradients: list[Tensor], states: list[State]) -> None:
+        average_squares(column(states, "exp_avg_sq"), gradients, group["betas"][1])
 
-    def scaled(self, directions: list[Tensor], size: Tensor) -> list[Tensor]:
-        torch._foreach_mul_(directions, size)
-        return directions
+    def directions(self, group: Group, step: int, states: list[State]) -> list[Tensor]:
+        averages, second = column(states, "exp_avg"), column(states, "exp_avg_sq")
+        scale, eps = math.sqrt(1 - group["betas"][1] ** step), group["eps"]
+        if second[0].device.type != "cpu":
+            roots = list(torch._foreach_sqrt(second))
+            torch._foreach_div_(roots, scale)
+            torch._foreach_add_(roots, eps)
+            return list(torch._foreach_div(averages, roots))
+        found = self.room(second)
+        for average, square, root in zip(averages, second, found, strict=True):
+            torch.sqrt(square, out=root).div_(scale).add_(eps)
+            torch.div(average, root, out=root)
+        return found
 
 
 class NormalizedGD(GradientOptimizer):
@@ -272,6 +282,8 @@ class NormalizedGD(GradientOptimizer):
         Tyurin, "From Logistic Regression to the Perceptron Algorithm: Exploring Gradient Descent with Large Step Sizes", AAAI 2025,
         arXiv:2412.08424. The role of :math:`\beta` is as we derived it; the paper's own constant could not be checked.
     """
+
+    steps_by_the_loss: ClassVar[bool] = True
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], lr: float = 1.0, beta: float = 0.0) -> None:
         require_options(lr)

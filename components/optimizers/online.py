@@ -71,6 +71,16 @@ class ImplicitFTRL(GradientOptimizer):
         require_choice("regularizer", regularizer, ("sqrt", "constant", "adagrad"))
         super().__init__(params, {"lr": lr, "update": update, "regularizer": regularizer})
 
+    @property
+    def steps_by_the_loss(self) -> bool:  # type: ignore[override]
+        """Whether the step uses the loss's value: that of ``aprox`` does."""
+        return bool(self.param_groups[0]["update"] == "aprox")
+
+    @property
+    def evaluates_twice(self) -> bool:
+        """Whether the step runs its closure twice: that of ``mirror_prox`` does."""
+        return bool(self.param_groups[0]["update"] == "mirror_prox")
+
     def start(self, group: Group, parameter: Tensor) -> State:
         return {"origin": parameter.detach().clone(), "dual": zeros(parameter)}
 

@@ -1,7 +1,7 @@
 """Schedules: pure functions step -> factor."""
 
 from components.schedules.base import Schedule, Span, schedule_from_state, span_steps
-from components.schedules.compose import Join, Piecewise, Power, Product, Scaled
+from components.schedules.compose import Join, Piecewise, Power, Product, Replay, Scaled
 from components.schedules.decay import Constant, Cosine, Exponential, InverseSqrt, Linear, Polynomial, Step
 from components.schedules.phases import WSD, WSDS, CyclicCosine, DoubleSigmoid, OneCycle
 
@@ -21,6 +21,7 @@ __all__ = [
     "Polynomial",
     "Power",
     "Product",
+    "Replay",
     "Scaled",
     "Schedule",
     "Span",

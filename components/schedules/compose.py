@@ -201,3 +201,58 @@ class Piecewise(Schedule):
             return float(self.factors[max(k - 1, 0)])
         share = (step - self._at[k - 1]) / (self._at[k] - self._at[k - 1])
         return self.factors[k - 1] + (self.factors[k] - self.factors[k - 1]) * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Schedule):
+    r"""Another run's learning rate, stretched over this run: what that run found while it trained, or the schedule that it was given.
+
+    .. math:: f(t) = c\, f_1\!\left(t\,\frac{S}{T}\right), \qquad c = \begin{cases} \eta_1 / \eta & \text{absolute} \\ 1 & \text{otherwise} \end{cases}
+
+    with :math:`f_1` the other schedule, *S* the steps that it was made for, :math:`\eta_1` the rate that it multiplied there and :math:`\eta` the one
+    that it multiplies here. Between two steps of the other run the value is straight between theirs.
+
+    In a config only ``run`` is written: losskit looks the run up when the experiment is composed and fills in the ``of`` fields, so that what is
+    saved can be run again when the other run is gone.
+
+    Args:
+        run: how the other run was named; a note.
+        of: :math:`f_1`.
+        of_steps: *S*; default: as many as this run has.
+        of_lr: :math:`\eta_1`, > 0.
+        of_run: the ``run`` that the ``of`` fields are from.
+        base_lr: :math:`\eta`, > 0; in the option file ``${optimizer.lr}``.
+        absolute: keep the other run's learning rates whatever ``base_lr`` is; ``False``: its factors.
+    """
+
+    run: str = ""
+    of: Schedule | None = None
+    of_steps: int | None = None
+    of_lr: float | None = None
+    of_run: str | None = None
+    base_lr: float | None = None
+    absolute: bool = True
+
+    _inner: ClassVar[Schedule]
+    _scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.of, Schedule), "of must be the other run's schedule (losskit fills it in from schedule.run)", self.of)
+        require(self.of_steps is None or (isinstance(self.of_steps, int) and self.of_steps >= 1), "of_steps must be an int >= 1", self.of_steps)
+        if self.absolute:
+            for name, rate in (("of_lr", self.of_lr), ("base_lr", self.base_lr)):
+                require(rate is not None and 0 < rate < math.inf, f"{name} must be a number > 0 for absolute learning rates (absolute=false: factors)", rate)
+            self._set(_scale=(self.of_lr or 1.0) / (self.base_lr or 1.0))
+        super().__post_init__()
+
+    def prepare(self, total: int) -> None:
+        assert self.of is not None
+        self._set(_inner=self.of.with_total_steps(self.of_steps or total))
+
+    def factor(self, step: int, total: int) -> float:
+        steps = self._inner.total_steps or total
+        if steps == total:
+            return self._scale * self._inner(step)
+        before, rest = divmod(step * steps, total)
+        first = self._inner(before)
+        return self._scale * (first + (self._inner(before + 1) - first) * rest / total if rest else first)

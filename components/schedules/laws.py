@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,9 +30,10 @@ from scipy.signal import lfilter
 
 from components.schedules.base import require_number
 from components.schedules.rate_law import HUBER, Curve, FitError, Floats, Ints, Prediction, RateLaw, Rises, Score, checked_rates, counted_falls, falls
+from components.schedules.rate_law import law_from_state as law_from_state
 from components.validation import require, require_choice
 
-__all__ = ["AnnealingLaw", "Curve", "FitError", "MultiPowerLaw", "PowerLaw", "Prediction", "RateLaw", "Score"]
+__all__ = ["AnnealingLaw", "Curve", "FitError", "MultiPowerLaw", "PowerLaw", "Prediction", "RateLaw", "Score", "SizedAnnealingLaw", "law_from_state"]
 
 
 class PowerLaw(RateLaw):
@@ -56,7 +57,7 @@ class PowerLaw(RateLaw):
 class AnnealingLaw(RateLaw):
     r"""The scaling law with learning-rate annealing: a forward area and an annealing area.
 
-    .. math:: L(t) = L_0 + A\,S_1(t)^{-\alpha} - C\,S_2(t), \qquad S_2(t) = \sum_{i \le t} m_i,\quad
+    .. math:: L(t) = L_0 + A\,S_1(t)^{-\alpha} - C\,S_2(t)^\zeta, \qquad S_2(t) = \sum_{i \le t} m_i,\quad
               m_i = \lambda\,m_{i-1} + (\eta_{i-1} - \eta_i),\quad m_1 = 0
 
     Four parameters, so one or two curves are enough. A fall by :math:`\Delta` gains :math:`C \Delta (1 - \lambda^n)/(1 - \lambda)` in its n steps.
@@ -65,6 +66,7 @@ class AnnealingLaw(RateLaw):
         params: ``L0``, ``A``, ``alpha``, ``C``, where known.
         decay: :math:`\lambda` in [0, 1]; default 0.999. A fall goes on gaining for about :math:`1/(1-\lambda)` steps: give less for short runs, or
             ``None`` to let :meth:`fit` take the best of seven from 0.9 to 0.9995 (the intervals then take it as known).
+        zeta: :math:`\zeta` > 0; default 1, as in the paper, which finds it near 1. Where rises have made :math:`S_2` negative, the power is of its size.
         rises: as in :class:`RateLaw`.
 
     Source:
@@ -72,13 +74,15 @@ class AnnealingLaw(RateLaw):
         the warm-up's rise counts as nothing are our reading; we found no code of the authors.
     """
 
-    names = ("L0", "A", "alpha", "C")
+    names: ClassVar[tuple[str, ...]] = ("L0", "A", "alpha", "C")
     decays: ClassVar[tuple[float, ...]] = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995)
 
-    def __init__(self, params: Mapping[str, float] | None = None, *, decay: float | None = 0.999, rises: Rises = "warmup") -> None:
+    def __init__(self, params: Mapping[str, float] | None = None, *, decay: float | None = 0.999, zeta: float = 1.0, rises: Rises = "warmup") -> None:
         require(decay is not None or params is None, "decay must be given with params")
         require_number("decay", 0.999 if decay is None else decay, 0, 1)
-        self.choose, self.decay = decay is None, 0.999 if decay is None else decay
+        require_number("zeta", zeta, 0)
+        require(zeta > 0, "zeta must be > 0", zeta)
+        self.choose, self.decay, self.zeta = decay is None, 0.999 if decay is None else decay, zeta
         super().__init__(params, rises=rises)
 
     def fit(self, curves: Sequence[Curve], *, delta: float = HUBER, polish: int = 4) -> Self:
@@ -88,7 +92,7 @@ class AnnealingLaw(RateLaw):
         fitted: list[AnnealingLaw] = []
         for decay in self.decays:
             try:
-                fitted.append(AnnealingLaw(decay=decay, rises=self.rises).fit(curves, delta=delta, polish=polish))
+                fitted.append(type(self)(decay=decay, zeta=self.zeta, rises=self.rises).fit(curves, delta=delta, polish=polish))
             except FitError as error:
                 failure = error
         if not fitted:
@@ -98,7 +102,7 @@ class AnnealingLaw(RateLaw):
 
     def gain(self, theta: Floats, rates: Floats, steps: Ints) -> tuple[Floats, Floats]:
         area = self.areas(rates)[1][steps - 1]
-        gained = math.exp(theta[3]) * area
+        gained = math.exp(theta[3]) * np.sign(area) * np.abs(area) ** self.zeta
         return gained, gained[:, None]
 
     def areas(self, rates: ArrayLike) -> tuple[Floats, Floats]:
@@ -115,10 +119,48 @@ class AnnealingLaw(RateLaw):
         scale = math.exp(theta[3])
         slope = -worth * counted
         slope[:-1] += (worth * counted)[1:]
-        return scale * float(gaps @ worth), scale * slope
+        area = float(gaps @ worth)
+        steep = self.zeta * max(abs(area), 1e-12) ** (self.zeta - 1)
+        return scale * math.copysign(abs(area) ** self.zeta, area), scale * steep * slope
 
     def in_units(self, params: dict[str, float], rate: float, area: float) -> dict[str, float]:
-        return super().in_units(params, rate, area) | {"C": params["C"] / rate}
+        return super().in_units(params, rate, area) | {"C": params["C"] / rate**self.zeta}
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"decay": self.decay, "zeta": self.zeta}
+
+
+class SizedAnnealingLaw(AnnealingLaw):
+    r"""The annealing law for models of several sizes together.
+
+    .. math:: L(t, N) = L_0 + A\,S_1(t)^{-\alpha} + B\,N^{-\beta} - C\,S_2(t)^\zeta
+
+    Every curve says with ``Curve.size`` how large its model is, in any one unit; there must be two sizes or more. The schedule of least loss is the same
+    for all of them.
+
+        law = SizedAnnealingLaw().fit([Curve.of(schedule, lr, steps, losses, size=n) for n, steps, losses in runs])
+        law.predict(Cosine(total_steps=20_000), lr=3e-4, size=400)
+
+    Args:
+        params: ``L0``, ``A``, ``alpha``, ``C``, ``beta``, ``B``, where known.
+        decay, zeta, rises: as in :class:`AnnealingLaw`.
+
+    Source:
+        Tissue, Wang and Wang, "Scaling Law with Learning Rate Annealing", 2024, arXiv:2408.11029, the form with model size.
+    """
+
+    names = ("L0", "A", "alpha", "C", "beta", "B")
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"beta": (0.1, 0.3, 0.6)}
+    sized = True
+
+    def gain(self, theta: Floats, rates: Floats, steps: Ints) -> tuple[Floats, Floats]:
+        gained, slope = super().gain(theta, rates, steps)
+        return gained, np.column_stack([slope, np.zeros((steps.size, 2))])
+
+    def of_size(self, theta: Floats, size: float) -> tuple[float, Floats]:
+        beta, amplitude = np.exp(theta[4:])
+        added = float(amplitude * size**-beta)
+        return added, np.array([0.0, -beta * math.log(size) * added, added])
 
 
 class MultiPowerLaw(RateLaw):
@@ -169,6 +211,9 @@ class MultiPowerLaw(RateLaw):
             return self.gain(theta, rates, steps)
         even = np.linspace(0, rates.size, self.blocks + 1).astype(np.int64)
         return self._sums(theta, rates, steps, np.union1d(even, steps))  # a measured step ends a block: no block is half counted
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"blocks": self.blocks}
 
     def _affordable(self, curves: list[Curve]) -> bool:
         return any(c.rates.size > self.blocks for c in curves) and sum(c.rates.size * c.steps.size for c in curves) <= 1_000_000

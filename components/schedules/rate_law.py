@@ -61,6 +61,7 @@ class Curve:
         steps: how many steps had been taken at each measurement, in rising order, ints in [1, T], shape (n,). A loss that was logged at the
             0-based step t with the weights after its update belongs to ``t + 1``.
         losses: what was measured, > 0, shape (n,).
+        size: of the model, > 0 (parameters, in any unit); for laws that know of it.
 
     Raises:
         ValueError: shapes or ranges do not fit.
@@ -69,6 +70,7 @@ class Curve:
     rates: Floats
     steps: Ints
     losses: Floats
+    size: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", checked_rates(self.rates))
@@ -76,11 +78,13 @@ class Curve:
         object.__setattr__(self, "steps", checked_steps(self.steps, self.rates))
         require(self.losses.shape == self.steps.shape, "losses must have the shape of steps", (self.losses.shape, self.steps.shape))
         require(bool(np.isfinite(self.losses).all() and (self.losses > 0).all()), "losses must be finite and > 0 (cut a run off before it diverges)")
+        if self.size is not None:
+            require_number("size", self.size, TINY)
 
     @classmethod
-    def of(cls, schedule: Schedule, lr: float, steps: ArrayLike, losses: ArrayLike) -> Self:
+    def of(cls, schedule: Schedule, lr: float, steps: ArrayLike, losses: ArrayLike, size: float | None = None) -> Self:
         """The curve of a run under ``schedule`` with the base rate ``lr``."""
-        return cls(rates_of(schedule, lr), np.asarray(steps), np.asarray(losses))
+        return cls(rates_of(schedule, lr), np.asarray(steps), np.asarray(losses), size)
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ class RateLaw(ABC):
     names: ClassVar[tuple[str, ...]]
     grid: ClassVar[dict[str, tuple[float, ...]]] = {}
     """Starts of the parameters that :meth:`gain` is not proportional to, in units where the highest rate and the largest S1 are 1."""
+    sized: ClassVar[bool] = False
+    """Whether the law knows of the model's size: then every curve and every prediction must say it."""
 
     def __init__(self, params: Mapping[str, float] | None = None, *, rises: Rises = "warmup") -> None:
         require_choice("rises", rises, ("warmup", "never", "count"))
@@ -204,6 +210,31 @@ class RateLaw(ABC):
         """``params`` that were found with ``rate`` and ``area`` as units, in plain ones."""
         return params | {"A": params["A"] * area ** params["alpha"]}
 
+    def of_size(self, theta: Floats, size: float) -> tuple[float, Floats]:
+        """What the model's size adds to the loss, and its derivatives by the logarithms of ``names[3:]``, shape (p - 3,); for a law that is :attr:`sized`."""
+        return 0.0, np.zeros(len(self.names) - 3)
+
+    def options(self) -> dict[str, Any]:
+        """What the law was made with beside its parameters, as plain values; a law of your own with further arguments adds them."""
+        return {"rises": self.rises}
+
+    # -- keeping it
+
+    def state(self) -> dict[str, Any]:
+        """The law as it was fitted, as plain values (JSON), with all that its intervals need; see :func:`law_from_state`."""
+        return {
+            "law": type(self).__name__,
+            "options": self.options(),
+            "params": self.params,
+            "theta": self.theta.tolist(),
+            "units": list(self._units),
+            "covariance": None if self._covariance is None else self._covariance.tolist(),
+            "noise": self._noise,
+            "freedom": self._freedom if math.isfinite(self._freedom) else None,
+            "fitted_rates": list(self.fitted_rates),
+            "objective": self.objective if math.isfinite(self.objective) else None,
+        }
+
     # -- using it
 
     @property
@@ -219,7 +250,9 @@ class RateLaw(ABC):
         assert self._theta is not None
         return self._theta
 
-    def predict(self, schedule: Schedule | ArrayLike, steps: ArrayLike | None = None, *, lr: float | None = None, level: float = 0.9) -> Prediction:
+    def predict(
+        self, schedule: Schedule | ArrayLike, steps: ArrayLike | None = None, *, lr: float | None = None, level: float = 0.9, size: float | None = None
+    ) -> Prediction:
         """The loss curve under a schedule.
 
         Args:
@@ -227,26 +260,28 @@ class RateLaw(ABC):
             steps: numbers of steps taken at which to predict, rising, in [1, T]; default every one from the first with a rate above 0.
             lr: the rate that a schedule multiplies; not with rates.
             level: of the intervals, in (0, 1): ``level`` of the losses measured about the curve should lie inside; default 0.9.
+            size: the model's, for a law that knows of it.
         """
         require(0 < level < 1, "level must be in (0, 1)", level)
         rates = rates_of(schedule, lr)
         at = checked_steps(np.arange(int(np.argmax(rates > 0)) + 1, rates.size + 1) if steps is None else steps, rates)
-        loss, slope = self._curve(self.theta, rates / self._units[0], at, coarse=False)
+        loss, slope = self._curve(self.theta, rates / self._units[0], at, False, self._checked_size(size))
         if self._covariance is None:
             return Prediction(at, loss, None, None)
         relative = slope / np.maximum(loss, TINY)[:, None]
         width = np.sqrt(np.einsum("ij,jk,ik->i", relative, self._covariance, relative) + self._noise)
         width *= student.ppf(0.5 + level / 2, self._freedom)
-        return Prediction(at, loss, loss * np.exp(-width), loss * np.exp(width))
+        with np.errstate(over="ignore"):  # an interval may well be without an upper end
+            return Prediction(at, loss, loss * np.exp(-width), loss * np.exp(width))
 
-    def final(self, schedule: Schedule | ArrayLike, *, lr: float | None = None) -> float:
+    def final(self, schedule: Schedule | ArrayLike, *, lr: float | None = None, size: float | None = None) -> float:
         """The predicted loss after the last step."""
         rates = rates_of(schedule, lr)
-        return float(self.predict(rates, [rates.size]).loss[0])
+        return float(self.predict(rates, [rates.size], size=size).loss[0])
 
     def score(self, curve: Curve) -> Score:
         """How well the law meets a curve that it was, or was not, fitted on."""
-        error = self.predict(curve.rates, curve.steps).loss - curve.losses
+        error = self.predict(curve.rates, curve.steps, size=curve.size if self.sized else None).loss - curve.losses
         spread = float(((curve.losses - curve.losses.mean()) ** 2).sum())
         share = np.abs(error) / curve.losses
         r2 = 1 - float((error**2).sum()) / spread if spread > 0 else -math.inf
@@ -271,11 +306,13 @@ class RateLaw(ABC):
         points, wanted = sum(c.steps.size for c in curves), len(self.names) + 2
         if points < wanted:
             raise FitError(f"{type(self).__name__} has {len(self.names)} parameters: curves must have {wanted} points or more in all, but got {points}")
+        if self.sized and (any(c.size is None for c in curves) or len({c.size for c in curves}) < 2):
+            raise FitError(f"{type(self).__name__} needs runs of two model sizes or more, each curve with its size")
         if not self._informative(curves):
             raise FitError(f"{type(self).__name__} needs a run whose learning rate falls before its last point (or take PowerLaw)")
 
         rate, area = max(c.rates.max() for c in curves), max(c.rates.sum() for c in curves)
-        scaled = [Curve(c.rates / rate, c.steps, c.losses) for c in curves]
+        scaled = [Curve(c.rates / rate, c.steps, c.losses, c.size) for c in curves]
         previous, self._units = self._units, (float(rate), float(area))
         try:
             best = self._solve(scaled, delta, polish)
@@ -362,14 +399,21 @@ class RateLaw(ABC):
 
     # -- how
 
-    def _curve(self, theta: Floats, rates: Floats, steps: Ints, coarse: bool) -> tuple[Floats, Floats]:
+    def _checked_size(self, size: float | None) -> float | None:
+        require((size is not None) == self.sized, f"size must {'' if self.sized else 'not '}be given for {type(self).__name__}", size)
+        if size is not None:
+            require_number("size", size, TINY)
+        return size
+
+    def _curve(self, theta: Floats, rates: Floats, steps: Ints, coarse: bool, size: float | None = None) -> tuple[Floats, Floats]:
         """Loss and its derivatives by theta, (n,) and (n, p), for rates in the fit's units. ``coarse``: long sums may be taken in blocks."""
         area = np.cumsum(rates)[steps - 1] * (self._units[0] / self._units[1])
         floor, amplitude, alpha = np.exp(theta[:3])
         forward = amplitude * area**-alpha
         gained, slope = self._gain(theta, rates, steps, coarse)
         by_alpha = -alpha * np.log(area) * forward
-        return floor + forward - gained, np.column_stack([np.full(area.size, floor), forward, by_alpha, -slope])
+        more, by_size = (0.0, 0.0) if size is None or not self.sized else self.of_size(theta, size)
+        return floor + forward - gained + more, np.column_stack([np.full(area.size, floor), forward, by_alpha, by_size - slope])
 
     def _gain(self, theta: Floats, rates: Floats, steps: Ints, coarse: bool) -> tuple[Floats, Floats]:
         return self.gain(theta, rates, steps)
@@ -387,27 +431,35 @@ class RateLaw(ABC):
         amplitude = 1 if len(self.names) > 3 else 0
         for others in product(*self.grid.values()):
             theta = np.zeros(len(self.names))
-            theta[3 + amplitude :] = np.log(others)
+            theta[3 + amplitude : 3 + amplitude + len(others)] = np.log(others)
+            slots = [0, 1, 3, len(self.names) - 1][: 2 + amplitude + self.sized]
             gains = np.concatenate([self._gain(theta, c.rates, c.steps, True)[0] for c in curves]) if amplitude else np.zeros((losses.size, 0))
             for alpha in (0.15, 0.3, 0.5, 0.7, 1.0):
-                columns = np.column_stack([np.ones_like(losses), areas**-alpha, -gains])
+                columns = np.column_stack([np.ones_like(losses), areas**-alpha, -gains, *self._by_size(theta, curves)])
                 found, _ = nnls(columns / losses[:, None], np.ones_like(losses))
                 theta = theta.copy()
                 theta[2] = math.log(alpha)
-                theta[[0, 1, 3][: found.size]] = np.log(np.maximum(found, 1e-3 * losses.min()))
+                theta[slots] = np.log(np.maximum(found, 1e-3 * losses.min()))
                 starts.append(theta)
         return starts
+
+    def _by_size(self, theta: Floats, curves: list[Curve]) -> list[Floats]:
+        """For a sized law what one unit of its last parameter adds at every point, in a list; else an empty one."""
+        if not self.sized:
+            return []
+        unit = np.append(theta[:-1], 0.0)
+        return [np.concatenate([np.full(c.steps.size, self.of_size(unit, c.size or 1.0)[0]) for c in curves])]
 
     def _affordable(self, curves: list[Curve]) -> bool:
         """Whether a fit that took sums in blocks is to be finished without them."""
         return False
 
     def _residuals(self, theta: Floats, curves: list[Curve], coarse: bool = True) -> Floats:
-        parts = [np.log(np.maximum(self._curve(theta, c.rates, c.steps, coarse)[0], TINY)) - np.log(c.losses) for c in curves]
+        parts = [np.log(np.maximum(self._curve(theta, c.rates, c.steps, coarse, c.size)[0], TINY)) - np.log(c.losses) for c in curves]
         return np.concatenate(parts)
 
     def _jacobian(self, theta: Floats, curves: list[Curve], coarse: bool = True) -> Floats:
-        parts = [self._curve(theta, c.rates, c.steps, coarse) for c in curves]
+        parts = [self._curve(theta, c.rates, c.steps, coarse, c.size) for c in curves]
         return np.concatenate([slope / np.maximum(loss, TINY)[:, None] for loss, slope in parts])
 
     def _solve(self, curves: list[Curve], delta: float, polish: int, start: Floats | None = None, coarse: bool = True) -> Any:
@@ -450,7 +502,9 @@ class RateLaw(ABC):
         return np.concatenate(misses) if misses else np.zeros(0)
 
     def _informative(self, curves: list[Curve]) -> bool:
-        return len(self.names) == 3 or any(falls(c.rates[: c.steps[-1]], self.rises).any() for c in curves)
+        return (len(self.names) == 3 or any(falls(c.rates[: c.steps[-1]], self.rises).any() for c in curves)) and (
+            not self.sized or len({c.size for c in curves}) > 1
+        )
 
     def _uncertainty(self, jacobian: Floats, left: Floats, lengths: list[int], misses: Floats) -> None:
         pairs = [(part[:-1], part[1:]) for part in np.split(left, np.cumsum(lengths)[:-1]) if part.size > 2]
@@ -463,6 +517,51 @@ class RateLaw(ABC):
         noise = square / max(points - unknown, 1)
         self._noise = max(noise, float((misses**2).mean()) if misses.size else 0.0)
         self._covariance = np.asarray(np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-12, hermitian=True) * noise * (points / worth), dtype=np.float64)
+
+
+def law_from_state(state: Mapping[str, Any]) -> RateLaw:
+    """The law whose :meth:`RateLaw.state` this is: the same predictions and intervals, to the bit.
+
+    Only classes that are already imported are made.
+
+    Raises:
+        ValueError: the state is of no known law, or is not whole.
+    """
+    known = {cls.__name__: cls for cls in _laws(RateLaw)}
+    name = state.get("law")
+    require(name in known, f"law must be one of {', '.join(sorted(known))}", name)
+    cls = known[str(name)]
+    wanted = {"options", "theta", "units", "covariance", "noise", "freedom", "fitted_rates", "objective"}
+    require(wanted <= set(state), f"the state of a law must have {', '.join(sorted(wanted))}: missing are {', '.join(sorted(wanted - set(state)))}")
+    require(isinstance(state["options"], Mapping), "options must be keys and values", state["options"])
+    theta = _floats("theta", state["theta"], (len(cls.names),))
+    law: RateLaw = cls(**state["options"])
+    law._theta = theta
+    law._units = _pair("units", state["units"])
+    law.fitted_rates = _pair("fitted_rates", state["fitted_rates"])
+    law._covariance = None if state["covariance"] is None else _floats("covariance", state["covariance"], (theta.size, theta.size))
+    law._noise = float(_floats("noise", state["noise"], ()))
+    law._freedom = math.inf if state["freedom"] is None else float(_floats("freedom", state["freedom"], ()))
+    law.objective = math.nan if state["objective"] is None else float(_floats("objective", state["objective"], ()))
+    return law
+
+
+def _laws(cls: type[Any]) -> list[type[RateLaw]]:
+    return [law for sub in type.__subclasses__(cls) for law in (sub, *_laws(sub))]
+
+
+def _floats(name: str, value: Any, shape: tuple[int, ...]) -> Floats:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers: {error}") from error
+    require(array.shape == shape and bool(np.isfinite(array).all()), f"{name} must be finite numbers of shape {shape}", f"shape {array.shape}")
+    return array
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    first, second = _floats(name, value, (2,)).tolist()
+    return first, second
 
 
 def huber(residual: Floats, delta: float) -> Floats:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from components.binding import Bound
 from components.callbacks.checkpoints import largest_of_ranks
+from components.callbacks.optimizer_modes import OptimizerModes
 from components.data.base import Batch
 from components.models.base import ModelOutput, split_output
 from components.objective import Objective
 from components.quantities import Quantities
 from components.tasks.resume import close_last_step, draw_otherwise, load_metric_state, metric_state, open_last_step, restore_rng, rng_state, settle_loops
+from components.tasks.stepping import AccumulatedLoss, check_loop, steps_by_the_loss, takes_two_gradients
 
 COMMON_OFFERS = frozenset({"inputs", "index", "model", "step", "epoch", "loss_fn", "per_sample_loss"})
 
@@ -73,6 +75,9 @@ class Task(lightning.LightningModule):
         self._last_finite: dict[str, float] = {}
         self._evaluated = {"val": Average(), "test": Average()}
         self._resumed: dict[str, Any] | None = None  # what on_train_start has to put back
+        self._optimizer_modes = OptimizerModes()
+        self._accumulated: AccumulatedLoss | None = None  # where the optimizer steps by the loss
+        self.probing = False  # steps that are only tried (components.callbacks.probes) are not logged
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
     @classmethod
@@ -143,6 +148,8 @@ class Task(lightning.LightningModule):
             batch = transform(batch)
         quantities = self.quantities(batch)
         total, parts = self.objective(quantities, quantities["step"])
+        if self.probing:
+            return total
         if len(parts) > 1:
             parts["total"] = total
         self._window.append({name: value.detach() for name, value in parts.items()})
@@ -174,6 +181,42 @@ class Task(lightning.LightningModule):
         if self.make_optimizer is None:
             return None
         return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [self._optimizer_modes]
+
+    # -- optimizers that ask for more than gradients -------------------------------------------------------------------------
+    def on_fit_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            self.prepare_for(optimizer, self.trainer)
+
+    def prepare_for(self, optimizer: torch.optim.Optimizer, trainer: lightning.Trainer) -> None:
+        """Get ready to give ``optimizer`` what it takes, or refuse it (ValueError); a builder may ask before there is a run."""
+        check_loop(optimizer, trainer)
+        self._accumulated = AccumulatedLoss() if steps_by_the_loss(optimizer) else None
+        if takes_two_gradients(optimizer):
+            self.take_apart(optimizer)
+
+    def take_apart(self, optimizer: torch.optim.Optimizer) -> None:
+        """Get ready to give ``optimizer`` the gradient of a distillation by itself."""
+        raise ValueError(
+            f"{type(optimizer).__name__} takes the gradients of two losses, the task's and the distillation's, and {type(self).__name__} has one loss: "
+            "take task=distillation, or another optimizer"
+        )
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._accumulated is not None:
+            self._accumulated.empty()
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self._accumulated is not None:
+            self._accumulated.add(loss)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        accumulated = self.trainer.accumulate_grad_batches
+        if self._accumulated is not None and optimizer_closure is not None and accumulated > 1:
+            optimizer_closure = self._accumulated.closure(optimizer, optimizer_closure, accumulated)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     # -- the learning rate is a pure function of the step, so a resumed run needs no scheduler state -------------------------
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from components.binding import Bound
 from components.data.base import Batch, DataModule
 from components.models.base import split_output
-from components.quantities import Quantities
+from components.objective import Objective, mixed
+from components.quantities import Quantities, lazy
 from components.tasks.classification import ClassificationTask
 from components.validation import require
 
@@ -49,6 +51,7 @@ class DistillationTask(ClassificationTask):
         self.teacher = teacher.requires_grad_(False)
         self.teacher.eval()
         self.teacher_source = {"run": teacher_run, "epochs": teacher_epochs, "lr": teacher_lr}
+        self._separate: SeparateLosses | None = None  # for an optimizer that takes two gradients
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -59,6 +62,79 @@ class DistillationTask(ClassificationTask):
         with torch.no_grad():
             logits, features = split_output(self.teacher(batch["inputs"]))
         return super().quantities(batch).replace(teacher_logits=logits, teacher_features=features)
+
+    def take_apart(self, optimizer: torch.optim.Optimizer) -> None:
+        self._separate = SeparateLosses(self.objective, type(optimizer).__name__)
+        self.objective = self._separate
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._separate is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        task, distillation = self._separate.sides
+        batches = self.trainer.accumulate_grad_batches
+        self.trainer.optimizers[0].distill(distillation / batches)  # type: ignore[attr-defined]
+        super().backward(task / batches, *args, **kwargs)
+
+
+class SeparateLosses(Objective):
+    """An objective that keeps its two sides apart: :attr:`sides` is ``(task, distillation)`` of the last batch, which add up to the total.
+
+    The distillation's are the terms that ask for something of the teacher's; of a main loss with a method ``apart`` its second half.
+
+    Args:
+        whole: the objective; its components are shared.
+        optimizer: who takes the sides, for errors.
+
+    Raises:
+        ValueError: one of the sides has no loss.
+    """
+
+    def __init__(self, whole: Objective, optimizer: str) -> None:
+        super().__init__(whole.loss, dict(whole._terms(whole.auxiliary)), dict(whole._terms(whole.regularizers)), whole.reweighting)
+        self.sides: tuple[Tensor, Tensor]
+        losses = [self.loss, *(term.bound for _, term in self._terms(self.auxiliary))]
+        has_both = any(looks_at_teacher(bound) for bound in losses) and not all(looks_at_teacher(bound) for bound in losses)
+        require(
+            has_both or hasattr(self.loss.module, "apart"),
+            f"{optimizer} takes the gradients of two losses, the task's and the distillation's: take loss=kd, which is both, or one of each, as in "
+            f"loss=cross_entropy +loss@auxiliary.kd=kd auxiliary.kd.alpha=1; the only side that this objective has is of "
+            f"{', '.join(bound.name for bound in losses)}",
+        )
+
+    def forward(self, quantities: Quantities, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        quantities = quantities.replace(loss_fn=self.main_loss, per_sample_loss=lazy(self.per_sample_loss))
+        sides: dict[bool, list[Tensor]] = {False: [], True: []}
+        for bound, of_teacher in self._main():
+            sides[of_teacher].append(self._value(bound, quantities))
+        parts = {"loss": torch.stack([*sides[False], *sides[True]]).sum()}
+        for group, terms in (("auxiliary", self.auxiliary), ("regularizer", self.regularizers)):
+            for name, term in self._terms(terms):
+                parts[f"{group}.{name}"] = value = mixed(term.bound, quantities) if group == "auxiliary" else term.bound(quantities)
+                sides[looks_at_teacher(term.bound)].append(term.weight_at(step) * value)
+        task, distillation = (torch.stack(sides[side]).sum() for side in (False, True))
+        self.sides = (task, distillation)
+        return task + distillation, parts
+
+    def _main(self) -> list[tuple[Bound, bool]]:
+        """The main loss's sides, each with whether it is the distillation's."""
+        module: Any = self.loss.module
+        if not hasattr(module, "apart"):
+            return [(self.loss, looks_at_teacher(self.loss))]
+        labels, teacher = module.apart()
+        return [(Bound(labels, self.loss.arguments, self.loss.name), False), (Bound(teacher, self.loss.arguments, self.loss.name), True)]
+
+    def _value(self, bound: Bound, quantities: Quantities) -> Tensor:
+        """As the whole main loss is taken: mixed, and reweighted by weights that see the whole."""
+        weights = self.reweighting
+        if weights is None:
+            return mixed(bound, quantities)
+        alone = Objective(bound)
+        return mixed(lambda q: (weights(q) * alone.per_sample_loss(q)).mean(), quantities)
+
+
+def looks_at_teacher(bound: Bound) -> bool:
+    return any(quantity.startswith("teacher_") for quantity in bound.arguments.values())
 
 
 def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10, lr: float = 1e-3, seed: int = 0) -> nn.Module:

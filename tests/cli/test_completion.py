@@ -187,6 +187,14 @@ class TestOverrides:
 
 
 class TestRunsAndFiles:
+    def test_runs_where_a_schedule_is_taken_from_one(self, store: Path) -> None:
+        (name, *_) = offered("rerun ")
+        assert f"schedule={name}" in offered("plot schedule=") and "schedule=wsd" in offered("plot schedule=")
+        assert offered(f"train schedule=replay schedule.run={name[:3]}")[0].startswith("schedule.run=")
+        both = offered("predict-loss ")
+        assert name in both and "schedule=" in both
+        assert offered("predict-loss --law ann") == ["annealing"]
+
     def test_runs_latest_first(self, store: Path) -> None:
         assert offered("resume ") == ["kd-digits-s1", "focal-digits-s0"]
         assert offered("rerun abc") == ["abc123"]

@@ -13,6 +13,7 @@ from losskit_cli.catalogue import Catalogue
 from losskit_cli.errors import UsageError
 from losskit_cli.plot import Panel, blocks, loss_picture, run_plot, schedule_picture
 
+OF_RUNS = ("replay", "autolrs")  # they have no course before a run has had one: test_found_schedule
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -43,6 +44,8 @@ class TestSchedule:
 
     def test_every_shipped_schedule(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name in Catalogue.default().option_names("schedule"):
+            if name in OF_RUNS:
+                continue
             run_plot([f"schedule={name}"], steps=50, json=True)
             (panel,) = json.loads(capsys.readouterr().out)["panels"]
             assert all(math.isfinite(v) for v in panel["curves"][name]), name

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.data import GaussianMixture, TeacherStudent, TwoMoons
+from components.data import GaussianMixture, RareGradients, TeacherStudent, TwoMoons
 
 
 def test_moons_lie_on_half_circles() -> None:
@@ -42,6 +42,18 @@ def test_a_teacher_of_classes_says_the_largest_output() -> None:
     assert classes.target.tolist() == values.argmax(1).tolist() and classes.target_kind == "multiclass"
 
 
+def test_rare_gradients_pull_harder_than_all_others_together() -> None:
+    data = RareGradients(size=300, spread=0.0).read()
+    loss = [float((weight * data.inputs.double() - data.target).abs().mean()) for weight in (-1.0, -0.5, 0.0, 1.0)]
+    assert loss == pytest.approx([4 / 3, 1.5, 5 / 3, 2.0])  # linear between the best and the worst point
+    assert int((data.inputs == 3).sum()) == 100 and int((data.inputs == -1).sum()) == 200
+    differing = RareGradients(size=300, spread=0.1).read()
+    assert float((differing.inputs.double() - differing.target).abs().mean()) == pytest.approx(2.0, rel=0.02)
+    assert len(set(differing.target.flatten().tolist())) > 250 and float((differing.inputs.abs() - data.inputs.abs()).abs().max()) <= 0.3001
+    authors = RareGradients(size=1000, large=1010, small=10, share=0.01, spread=0.0).read()
+    assert float(authors.inputs.sum()) == 10 * 1010 - 990 * 10
+
+
 def test_the_draw_depends_on_split_seed_alone() -> None:
     one, same, other = TwoMoons(seed=0), TwoMoons(seed=1), TwoMoons(split_seed=1)
     assert torch.equal(one.read().inputs, same.read().inputs) and not torch.equal(one.read().inputs, other.read().inputs)
@@ -54,6 +66,9 @@ def test_the_draw_depends_on_split_seed_alone() -> None:
         (TwoMoons, {"noise": -1}, "noise must be >= 0"),
         (GaussianMixture, {"classes": 1}, "classes must be in 2 … 500"),
         (GaussianMixture, {"separation": -1.0}, "separation must be >= 0"),
+        (RareGradients, {"share": 1.0}, r"share must be in \(0, 1\), but got 1.0"),
+        (RareGradients, {"spread": 1.0}, r"spread must be in \[0, 1\), but got 1.0"),
+        (RareGradients, {"small": 0.0}, "small must be > 0"),
         (TeacherStudent, {"kind": "classes"}, "did you mean 'class'"),
         (TeacherStudent, {"kind": "class"}, "for kind=class >= 2, but got 1"),
     ],

@@ -101,8 +101,8 @@ class TestCounterExample:
         # C = 3 and beta2 = 1 / (1 + C^2): the setting of the paper's first theorem
         options = {"lr": 0.5, "betas": (0.0, 0.1), "eps": 1e-8}
         worst, best = scalar(), scalar()
-        assert self.play(torch.optim.Adam([worst], **options), worst, 3, 3.0, 1.0, 3000) > 0.95
-        assert self.play(AMSGrad([best], **options), best, 3, 3.0, 1.0, 3000) < -0.95
+        assert self.play(torch.optim.Adam([worst], **options), worst, 3, 3.0, 1.0, 30_000) == pytest.approx(1.0, abs=1e-3)
+        assert self.play(AMSGrad([best], **options), best, 3, 3.0, 1.0, 30_000) == pytest.approx(-0.998, abs=1e-3)
 
     def test_its_own_rate_and_box_do_the_same(self):
         theta, again = scalar(), scalar()
@@ -110,7 +110,8 @@ class TestCounterExample:
         assert last == pytest.approx(self.play(AMSGrad([again], lr=0.5, betas=(0.0, 0.1)), again, 3, 3.0, 1.0, 300), abs=1e-12)
 
     def test_the_synthetic_experiment(self):
-        # 1010 x every 101st step and -10 x otherwise; 8000 steps show the direction, the paper runs many more
+        # 1010 x every 101st step and -10 x otherwise; 8000 steps show the direction. After 300,000, which take minutes, Adam is at
+        # 0.9950 and AMSGrad at -0.9998
         options = {"lr": 0.5, "betas": (0.9, 0.99)}
         adam, amsgrad = scalar(), scalar()
         assert self.play(torch.optim.Adam([adam], **options), adam, 101, 1010.0, 10.0, 8000) > 0.7

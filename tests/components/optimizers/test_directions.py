@@ -119,6 +119,24 @@ class TestDOT:
         assert_same([p.detach() for p in one.parameters], [p.detach() for p in two.parameters])
         assert_close([p.detach() for p in one.parameters], theta, 1e-10)
 
+    def test_several_calls_add_up_and_zero_grad_forgets(self):
+        theta = torch.tensor([1.0, 2.0], requires_grad=True)
+        optimizer = DOT([theta], lr=0.1)
+        optimizer.distill((5 * theta).sum())
+        optimizer.zero_grad()
+        theta.grad = torch.tensor([7.0, 7.0])
+        for factor in (1.0, 3.0):
+            optimizer.distill((factor * theta).sum())
+        assert_same([theta.grad], [torch.tensor([7.0, 7.0])])
+        optimizer.step()
+        assert_same([optimizer.state[theta]["distillation_buffer"]], [torch.tensor([4.0, 4.0])])
+        assert_close([theta.detach()], [torch.tensor([-0.1, 0.9])], 1e-6)
+
+    def test_a_sparse_gradient_of_the_distillation_is_refused(self):
+        table = nn.Embedding(4, 2, sparse=True)
+        with pytest.raises(ValueError, match=r"DOT takes dense gradients.*sparse"):
+            DOT(table.parameters()).distill(table(torch.tensor([1])).sum())
+
     def test_what_the_distillation_alone_reaches_decays_from_the_first_step(self):
         theta, other = scalar(2.0), scalar(2.0)
         optimizer, sgd = DOT([theta], lr=0.1, weight_decay=0.5), torch.optim.SGD([other], lr=0.1, momentum=0.9, weight_decay=0.5)
@@ -147,6 +165,45 @@ class TestDOT:
             theta.grad = gradient
             optimizer.step()
         assert float(gradient) == 1.0
+
+
+def distil_on_a_rank(rank: int, ranks: int, store: str) -> None:
+    """Each rank's share of the samples, through DDP: the end must be that of all samples in one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    inputs, labels, teacher = (torch.randn(8, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (3, 2, 5))
+    ends = []
+    for share in (slice(rank * 4, rank * 4 + 4), slice(None)):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2).double()
+        network = nn.parallel.DistributedDataParallel(model) if len(ends) == 0 else model
+        optimizer = DOT(model.parameters(), lr=0.05)
+        distilled = optimizer if len(ends) == 0 else Alone(optimizer)
+        for _ in range(5):
+            optimizer.zero_grad()
+            outputs = network(inputs[share])
+            distilled.distill((outputs - teacher[share, :2]).square().mean())
+            (outputs - labels[share]).square().mean().backward()
+            optimizer.step()
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert_close(*ends)
+    torch.distributed.destroy_process_group()
+
+
+class Alone:
+    """One process's DOT in a group of processes: no gradient is averaged."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def distill(self, loss):
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
+            p.grad = gradient
+        self.optimizer.distill()
+
+
+def test_dots_gradients_are_averaged_over_ranks(tmp_path):
+    torch.multiprocessing.spawn(distil_on_a_rank, args=(2, str(tmp_path / "store")), nprocs=2)
 
 
 class TestOrthoGradContract(OptimizerContract):

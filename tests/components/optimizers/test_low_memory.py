@@ -196,7 +196,7 @@ class TestFira:
 
     @pytest.mark.parametrize(("second", "stored"), [(2.0, 1.01), (1.005, 1.005)])
     def test_limiter(self, second, stored):
-        group = {"alpha": 1.0, "released_residual": False, "scaling": "matrix", "growth_limit": 1.01}
+        group = {"alpha": 1.0, "released_residual": False, "scaling": "matrix", "growth_limit": 1.01, "products": "full"}
         projector, unit = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
         state = {"projector": projector}
         for norm in (1.0, second):  # the residual is the second column, the scale 1
@@ -211,7 +211,7 @@ class TestFira:
         state = choose_part("svd", 0.5, gradient, torch.Generator())
         reduced = down(gradient, state)
         step = reduced.sign() * reduced.abs().sqrt()
-        group = {"alpha": 1.0, "released_residual": False, "scaling": scaling, "growth_limit": 1.01}
+        group = {"alpha": 1.0, "released_residual": False, "scaling": scaling, "growth_limit": 1.01, "products": "full"}
         back = project_up(step, state["projector"])
         residual = Fira.whole(group, gradient, reduced, step, state) - back
         assert abs(float((residual * back).sum())) < 1e-12
@@ -220,6 +220,19 @@ class TestFira:
     def test_state(self):
         _, optimizer = play(Fira, 2, [(30, 20), (20, 30)], rank=3)
         assert moments(optimizer) == [2 * 3 * 30 + 3 * 20 + 1] * 2
+
+    def test_products_in_bfloat16_are_nearly_the_same(self):
+        ends = []
+        for products in ("full", "bfloat16"):
+            problem = Quadratic(dtype=torch.float32)
+            start = problem.values()
+            optimizer = Fira(problem.parameters, lr=0.01, rank=2, products=products)
+            for _ in range(20):
+                problem.step(optimizer)
+            ends.append([after - before for after, before in zip(problem.values(), start, strict=True)])
+        for full, rounded in zip(*ends, strict=True):
+            assert float((full - rounded).norm()) < 0.02 * float(full.norm())
+        assert not torch.equal(ends[0][0], ends[1][0])
 
     def test_the_limiter_stops_spikes(self):
         # the subspace turns with every refresh, and small projected rows scale the residual up: without a limit the loss jumps

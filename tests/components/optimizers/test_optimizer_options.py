@@ -3,12 +3,13 @@
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import get_class
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from components.optimizers import GradientOptimizer, OrthoGrad, base
@@ -18,14 +19,17 @@ CONF = Path(__file__).parents[3] / "conf" / "optimizer"
 OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))
 LOSS_AWARE = ["momo", "momo_adam", "normalized_gd"]
 ANCHORED = ["aog", "implicit_ftrl"]
-PECULIAR = ["asgd", "rprop", "lbfgs", *LOSS_AWARE, *ANCHORED]
+MODAL = ["schedule_free_adamw", "schedule_free_sgd"]
+PECULIAR = [*MODAL, "asgd", "rprop", "lbfgs", *LOSS_AWARE, *ANCHORED]
 NOT_FOR_CONFIGS = {"params", "foreach", "fused", "maximize", "capturable", "differentiable", "total_steps"}
 
 
-def option(name: str) -> tuple[type[torch.optim.Optimizer], dict]:
+def option(name: str) -> tuple[Callable[..., torch.optim.Optimizer], dict]:
+    """What an option file makes, a class or a function, and with which options."""
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     node.pop("decay_only_matrices", None)
-    return get_class(node.pop("_target_")), node
+    node.pop("defaults", None)
+    return get_object(node.pop("_target_")), node
 
 
 def maker(name: str) -> MakeOptimizer:
@@ -79,6 +83,22 @@ class TestAOG(OptionContract):
 class TestImplicitFTRL(OptionContract):
     rests_at_zero_rate = False
     steps_by_the_loss = True
+
+
+@pytest.mark.parametrize("name", MODAL)
+class TestScheduleFree(OptionContract):
+    """In the mode for training; how a run changes modes is in tests/components/callbacks/test_optimizer_modes.py."""
+
+    rests_at_zero_rate = False  # y goes on towards z
+
+    @pytest.fixture
+    def make(self, name: str) -> MakeOptimizer:
+        def training(*args, **options):
+            optimizer = maker(name)(*args, **options)
+            optimizer.train()
+            return optimizer
+
+        return training
 
 
 @pytest.mark.parametrize("name", ["lbfgs"])
@@ -206,7 +226,7 @@ def test_every_optimizer_of_torch_has_an_option():
     assert torchs - needs_sparse_gradients <= ours
 
 
-OURS = [name for name in OPTIONS if issubclass(option(name)[0], GradientOptimizer | OrthoGrad)]
+OURS = [name for name in OPTIONS if inspect.isclass(option(name)[0]) and issubclass(option(name)[0], GradientOptimizer | OrthoGrad)]
 
 
 @pytest.mark.parametrize("name", OURS)

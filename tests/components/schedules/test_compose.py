@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from components.schedules import Constant, Cosine, Exponential, Join, Linear, OneCycle, Piecewise, Product, Scaled, Schedule, Step
+from components.schedules import Constant, Cosine, Exponential, Join, Linear, OneCycle, Piecewise, Product, Replay, Scaled, Schedule, Step
 from components.testing.schedules import ScheduleContract
 
 
@@ -134,3 +134,46 @@ class TestPiecewise:
     def test_refuses(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             Piecewise(**arguments)
+
+
+class TestReplay:
+    class TestContract(ScheduleContract):
+        @pytest.fixture
+        def schedule(self) -> Schedule:
+            return Replay(run="other", of=Step(milestones=[3, 7]), of_steps=10, of_lr=0.05, of_run="other", base_lr=0.1)
+
+    def test_stretched_over_another_length(self):
+        other = Linear(start_factor=0.0, end_factor=1.0, warmup=2, total_steps=10)
+        replay = Replay(of=other, of_steps=10, absolute=False, total_steps=20)
+        assert replay.values()[::2] == other.values()
+        assert replay(7) == pytest.approx((other(3) + other(4)) / 2)
+        assert replay(20) == other(10)
+        assert Replay(of=other, of_steps=10, absolute=False, total_steps=5).values() == other.values()[::2]
+
+    def test_absolute_rates_whatever_the_base_rate_is(self):
+        other = Cosine(total_steps=10)
+        for base in (0.01, 0.2, 3.0):
+            replay = Replay(of=Cosine(), of_steps=10, of_lr=0.5, base_lr=base, total_steps=10)
+            assert [base * v for v in replay.values()] == pytest.approx([0.5 * v for v in other.values()])
+
+    def test_without_a_length_of_its_own_it_runs_over_this_one(self):
+        assert Replay(of=Step(milestones=[0.5]), absolute=False, total_steps=8).values() == Step(milestones=[0.5], total_steps=8).values()
+
+    def test_of_a_replay(self):
+        first = Replay(of=Cosine(), of_steps=10, of_lr=0.5, base_lr=0.1)
+        second = Replay(of=first, of_steps=20, of_lr=0.1, base_lr=0.25, total_steps=10)
+        assert [0.25 * v for v in second.values()] == pytest.approx([0.5 * v for v in Cosine(total_steps=10).values()])
+
+    @pytest.mark.parametrize(
+        ("bad", "says"),
+        [
+            ({"of": None}, "of must be the other run's schedule"),
+            ({"of": 0.5}, "of must be the other run's schedule"),
+            ({"of_steps": 0}, "of_steps must be an int >= 1"),
+            ({"of_lr": None}, "of_lr must be a number > 0 for absolute learning rates"),
+            ({"base_lr": 0}, "base_lr must be a number > 0"),
+        ],
+    )
+    def test_refused(self, bad, says):
+        with pytest.raises(ValueError, match=says):
+            Replay(**({"of": Cosine(), "of_lr": 0.1, "base_lr": 0.1} | bad))

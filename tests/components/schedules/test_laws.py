@@ -1,12 +1,14 @@
 """Laws of the loss under a learning rate: by hand, on curves made from known parameters, and on the multi-power law's authors' own runs."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from components.schedules import WSD, Constant, Cosine, Linear, Piecewise, Schedule, Step, rate_law
-from components.schedules.laws import AnnealingLaw, Curve, FitError, MultiPowerLaw, PowerLaw, RateLaw
+from components.schedules.laws import AnnealingLaw, Curve, FitError, MultiPowerLaw, PowerLaw, RateLaw, SizedAnnealingLaw, law_from_state
 from components.schedules.rate_law import falls, huber
 
 POWER = {"L0": 2.0, "A": 1.0, "alpha": 0.5}
@@ -389,6 +391,113 @@ def authors() -> dict[str, Curve]:
     rows = [line.split(",") for line in (Path(__file__).parent / "multi_power_400m.csv").read_text().splitlines()[4:]]
     names = list(dict.fromkeys(row[0] for row in rows))
     return {n: Curve(authors_rates(n), np.array([int(r[1]) for r in rows if r[0] == n]), np.array([float(r[2]) for r in rows if r[0] == n])) for n in names}
+
+
+class TestPowerOfTheAnnealingArea:
+    """The variant of the annealing law with an exponent on its area."""
+
+    def test_by_hand(self):
+        law = AnnealingLaw(ANNEALING, decay=0.5, zeta=2.0)
+        loss = law.predict([1.0, 1.0, 1.0, 0.0, 0.0]).loss
+        assert loss == pytest.approx([2 + n**-0.5 for n in (1, 2, 3)] + [2 + 3**-0.5 - 0.4 * area**2 for area in (1.0, 1.5)])
+
+    def test_recovered(self):
+        law = AnnealingLaw(ANNEALING, decay=0.98, zeta=0.8)
+        fitted = AnnealingLaw(decay=0.98, zeta=0.8).fit([run(law, Cosine(total_steps=600))])
+        assert fitted.params == pytest.approx(law.params, rel=1e-2)
+        assert fitted.final(WSD(total_steps=600), lr=LR) == pytest.approx(law.final(WSD(total_steps=600), lr=LR), rel=1e-3)
+
+    def test_one_is_the_papers(self):
+        rates = 0.3 * np.array(Cosine(total_steps=50).values())
+        assert (AnnealingLaw(ANNEALING, zeta=1.0).predict(rates).loss == AnnealingLaw(ANNEALING).predict(rates).loss).all()
+
+    @pytest.mark.parametrize("zeta", [0.7, 1.0, 1.6])
+    def test_derivative_of_the_final_loss_by_each_rate(self, zeta):
+        law = AnnealingLaw(ANNEALING, decay=0.9, zeta=zeta)
+        rates = np.sort(np.random.default_rng(0).uniform(0.1, 1, 12))[::-1].copy()
+        value, slope = law.final_gain(law.theta, rates)
+        change = [(law.final_gain(law.theta, rates + 1e-7 * np.eye(12)[i])[0] - value) / 1e-7 for i in range(12)]
+        assert slope == pytest.approx(change, abs=1e-5)
+
+    @pytest.mark.parametrize("zeta", [0, -1.0, math.inf, "1"])
+    def test_refused(self, zeta):
+        with pytest.raises(ValueError, match="zeta must be"):
+            AnnealingLaw(zeta=zeta)
+
+
+class TestModelSize:
+    TRUE = SizedAnnealingLaw(ANNEALING | {"beta": 0.3, "B": 4.0}, decay=0.98)
+
+    def curves(self, sizes=(10.0, 40.0, 160.0)):
+        steps = np.arange(20, 601, 20)
+        made = []
+        for size in sizes:
+            for schedule in (Cosine(total_steps=600), Constant(total_steps=600)):
+                rates = LR * np.array(schedule.values())
+                made.append(Curve(rates, steps, self.TRUE.predict(rates, steps, size=size).loss, size))
+        return made
+
+    def test_by_hand(self):
+        small, large = (self.TRUE.predict([1.0, 1.0], size=size).loss for size in (16.0, 81.0))
+        assert small == pytest.approx([2 + 1 + 4 * 16**-0.3, 2 + 2**-0.5 + 4 * 16**-0.3])
+        assert large - small == pytest.approx(4 * (81**-0.3 - 16**-0.3))
+
+    def test_recovered_and_foresees_a_larger_model(self):
+        fitted = SizedAnnealingLaw(decay=0.98).fit(self.curves())
+        assert fitted.params == pytest.approx(self.TRUE.params, rel=1e-2)
+        shape = WSD(total_steps=600)
+        assert fitted.final(shape, lr=LR, size=640.0) == pytest.approx(self.TRUE.final(shape, lr=LR, size=640.0), rel=1e-3)
+        assert fitted.score(self.curves()[0]).r2 > 0.999
+
+    def test_jacobian(self):
+        curves, theta = self.curves()[:3], self.TRUE.theta
+        slope = self.TRUE._jacobian(theta, curves)
+        for i in range(theta.size):
+            shifted = self.TRUE._residuals(theta + 1e-6 * np.eye(theta.size)[i], curves) - self.TRUE._residuals(theta - 1e-6 * np.eye(theta.size)[i], curves)
+            assert slope[:, i] == pytest.approx(shifted / 2e-6, abs=1e-6)
+
+    def test_sizes_must_be_said(self):
+        with pytest.raises(FitError, match="needs runs of two model sizes or more"):
+            SizedAnnealingLaw().fit(self.curves((10.0,)))
+        with pytest.raises(ValueError, match="size must be given for SizedAnnealingLaw"):
+            self.TRUE.predict([1.0, 1.0])
+        with pytest.raises(ValueError, match="size must not be given for PowerLaw"):
+            PowerLaw(POWER).predict([1.0, 1.0], size=3.0)
+        with pytest.raises(ValueError, match="size must be a number"):
+            Curve(np.ones(3), np.array([1, 2]), np.ones(2), -1.0)
+
+
+class TestState:
+    @pytest.mark.parametrize("law", [PowerLaw(), AnnealingLaw(decay=0.97, zeta=1.2), MultiPowerLaw(blocks=64), MultiPowerLaw(rises="never")], ids=str)
+    def test_same_predictions_and_intervals_to_the_bit(self, law):
+        law.fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
+        again = law_from_state(json.loads(json.dumps(law.state())))
+        assert type(again) is type(law) and again.params == law.params and again.options() == law.options()
+        first, second = (x.predict(WSD(total_steps=300), lr=LR) for x in (law, again))
+        assert (first.loss == second.loss).all() and (first.low == second.low).all() and (first.high == second.high).all()
+        assert again.fitted_rates == law.fitted_rates and again.objective == law.objective
+
+    def test_of_known_parameters_without_intervals(self):
+        again = law_from_state(json.loads(json.dumps(MultiPowerLaw.published("25M").state())))
+        assert again.predict([1e-3, 1e-3]).low is None and again.rises == "count"
+
+    @pytest.mark.parametrize(
+        ("changed", "says"),
+        [
+            ({"law": "Unknown"}, "law must be one of"),
+            ({"theta": [1.0]}, "theta must be finite numbers of shape"),
+            ({"theta": [1.0, "x", 2.0]}, "theta must be numbers"),
+            ({"covariance": [[1.0]]}, "covariance must be finite numbers"),
+            ({"options": 3}, "options must be keys and values"),
+        ],
+    )
+    def test_refused(self, changed, says):
+        with pytest.raises(ValueError, match=says):
+            law_from_state(PowerLaw(POWER).state() | changed)
+
+    def test_an_unfitted_law_has_none(self):
+        with pytest.raises(ValueError, match="no parameters yet"):
+            PowerLaw().state()
 
 
 class TestAuthorsRuns:

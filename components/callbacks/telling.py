@@ -1,0 +1,24 @@
+"""Callbacks that have something to say to whoever watches the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class Telling(lightning.Callback):
+    """Base of callbacks that tell what they do while they do it: through Lightning's log, or whatever :attr:`say` is set to.
+
+    Attributes:
+        say: is given one line of text at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say: Callable[[str], object] = rank_zero_info
+
+    def notes(self) -> list[str]:
+        """What is to be told when the run is over, one line each."""
+        return []

@@ -1,0 +1,3 @@
+from sweeps.autolrs.callback import AutoLRS
+
+__all__ = ["AutoLRS"]
