@@ -22,7 +22,9 @@ test: lint types imports unit  ## everything that CI checks
 
 bench:          ## losskit beside the same experiment written the usual way
 	$(PYTHON) tests/benchmarks/train.py
-	$(PYTHON) tests/benchmarks/sweeps.py
+	$(PYTHON) tests/benchmarks/sweep_runs.py
+	$(PYTHON) tests/benchmarks/probes.py
+	$(PYTHON) tests/benchmarks/optimizers.py
 
 golden:         ## write the golden loss curves anew (only when numbers are meant to change)
 	$(PYTHON) tests/test_golden.py --write

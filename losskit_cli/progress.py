@@ -58,6 +58,14 @@ class ProgressBar(lightning.Callback):
         self._progress.update(self._bar, completed=step, values=fitting([*values[:2], speed, *values[2:]], self._room()))
         self._progress.refresh()
 
+    def aside(self, what: str, done: int, total: int) -> None:
+        """Show what is done between two training steps: a probe of a search."""
+        now = time.monotonic()
+        if self._progress is not None and now >= self._next_draw:
+            self._next_draw = now + self.INTERVAL
+            self._progress.update(self._bar, values=fitting([f"{what}: {done}/{total}"], self._room()))
+            self._progress.refresh()
+
     def _room(self) -> int:
         """Characters left for values beside the bar, the count and the times."""
         taken = 2 * len(str(self.total_steps)) + (8 + 24 + 7 + 7 + 6 if self.console.width >= WIDE else 10 + 7 + 4)

@@ -256,13 +256,14 @@ def _built(
     if spec.config["train"]:
         with leaving_no_trace(experiment.task):
             experiment.operations = first_batch(experiment, spec.choices).operations
-    for callback in experiment.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Telling) and not console.quiet:
-            callback.say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
     experiment.trainer.callbacks.extend(tracking.callbacks())  # type: ignore[attr-defined]
+    bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])
     if console.is_terminal and not console.quiet:
-        bar = ProgressBar(experiment.facts["total_steps"], console, spec.config["optimized_metric"])
         experiment.trainer.callbacks.insert(0, bar)  # type: ignore[attr-defined]
+    for callback in experiment.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Telling):
+            callback.say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+            callback.show = bar.aside
     if spec.config.get("ckpt_path"):
         load_weights(experiment, Path(spec.config["ckpt_path"]))
     return experiment

@@ -136,7 +136,7 @@ class Prober:
         held_out: batches that a probe is measured on at most; they are the first of the validation set, or, without one or with
             ``measure_on="train"``, further training batches.
         measure_on: ``val`` or ``train``; the attribute of this name says what it came to.
-        give_up: called before every step; a probe ends with :class:`ProbeStopped` once it says true.
+        give_up: called with the number of steps taken before every step; a probe ends with :class:`ProbeStopped` once it says true.
         too_high: a loss that so often exceeds the first one's size counts as diverged.
 
     Raises:
@@ -149,7 +149,7 @@ class Prober:
         *,
         held_out: int = 8,
         measure_on: str = "val",
-        give_up: Callable[[], bool] = lambda: False,
+        give_up: Callable[[int], bool] = lambda done: False,
         too_high: float = 10.0,
     ) -> None:
         module = trainer.lightning_module
@@ -197,7 +197,7 @@ class Prober:
                     level = self._level = self._measure(seed)
                 batches = self._training_batches(seed)
                 for number, factor in enumerate(factors, start=1):
-                    if self.give_up():
+                    if self.give_up(number - 1):
                         raise ProbeStopped
                     loss = self._step(islice(batches, self.trainer.accumulate_grad_batches), factor)
                     tried.losses.append(loss)

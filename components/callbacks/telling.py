@@ -13,11 +13,13 @@ class Telling(lightning.Callback):
 
     Attributes:
         say: is given one line of text at a time.
+        show: is given what is being done, how many steps of it are done and how many there are, at every one of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.say: Callable[[str], object] = rank_zero_info
+        self.show: Callable[[str, int, int], object] = lambda what, done, total: None
 
     def notes(self) -> list[str]:
         """What is to be told when the run is over, one line each."""

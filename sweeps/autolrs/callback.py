@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning
+import torch
 from torch import Tensor
 
 from components.callbacks.checkpoints import at_optimizer_step, checkpoints_of, largest_of_ranks
@@ -27,6 +28,7 @@ ASK_RANKS = 20
 """Probe steps from one time to the next that ranks ask each other for a signal."""
 BUCKETS = 400
 """Means of the training loss that a run keeps for a method that fits a law to them."""
+
 
 class AutoLRS(Telling):
     r"""The learning rate searched while training: candidates are tried for a while, everything is put back, and training goes on with the best.
@@ -110,6 +112,7 @@ class AutoLRS(Telling):
         self.probe_data, self.total_steps, self.seed = probe_data, total_steps, seed
         self.directory = Path(directory) if directory is not None else None
         self._resumed: dict[str, Any] | None = None
+        self.lr, self._total, self._done = math.nan, 0, 0  # known once training starts
         if total_steps is not None:
             self.method.check(total_steps)
         self._begin()
@@ -164,7 +167,7 @@ class AutoLRS(Telling):
         group = trainer.optimizers[0].param_groups[0]
         self.lr = float(group.get("initial_lr", group["lr"]))
         require(self.lr > 0, "optimizer.lr must be > 0: what is searched are factors on it", self.lr)
-        self._prober = Prober(trainer, measure_on=self.probe_data, give_up=lambda: bool(self._signal(trainer)))
+        self._prober = Prober(trainer, measure_on=self.probe_data, give_up=lambda done: self._looked_after(trainer, done))
         if self._prober.measure_on != self.probe_data:
             self.say("no validation data: probes are judged by training batches of their own (probe_data=train)")
         self._asked, self._signum = 0, 0
@@ -201,7 +204,8 @@ class AutoLRS(Telling):
             "settings": self._settings(),
             "probes": [entry.as_dict() for entry in self.entries],
             "ended": [list(losses) for losses in self._ended],
-            "losses": self._flushed(),
+            "losses": list(self._losses),
+            "bucket": [float(loss) for loss in self._bucket],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -250,6 +254,7 @@ class AutoLRS(Telling):
         if self._prober.snapshot is None:
             self._prober.remember()
         factors = [rate / self.lr for rate in probe.rates.each(probe.steps)]
+        self._running = probe
         try:
             tried = self._prober.probe(factors, seed=mixed_seed(self.seed, probe.stage), measure_after=probe.measure_after, options=probe.options)
         except ProbeStopped:
@@ -282,7 +287,7 @@ class AutoLRS(Telling):
     def _follow(self, trainer: lightning.Trainer, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            self._bucket.append(loss.detach())
+            self._bucket.append(loss.detach() * trainer.accumulate_grad_batches)  # Lightning has divided it by their number
         if len(self._bucket) >= self.bucket_steps * trainer.accumulate_grad_batches:
             self._losses = self._flushed()
             self._bucket.clear()
@@ -318,6 +323,7 @@ class AutoLRS(Telling):
             probes = state["probes"]
             kept = probes + (kept[len(probes) :] if [p["value"] for p in kept[: len(probes)]] == [p["value"] for p in probes] else [])
             self._ended, self._losses = [list(losses) for losses in state["ended"]], list(state["losses"])
+            self._bucket = [torch.tensor(loss) for loss in state["bucket"]]
         self._kept = trainer.strategy.broadcast(kept)
 
     def _settings(self) -> dict[str, Any]:
@@ -325,6 +331,11 @@ class AutoLRS(Telling):
         return settings | {"total_steps": self._total, "lr": self.lr, "seed": self.seed}
 
     # -- ranks, signals, files
+    def _looked_after(self, trainer: lightning.Trainer, done: int) -> bool:
+        """Show how far the running probe has come, and whether it is to be given up."""
+        self.show(f"probe {self._running.question} = {self._running.value:.4g}", done, self._running.steps)
+        return bool(self._signal(trainer))
+
     def _signal(self, trainer: lightning.Trainer) -> int:
         """The signal that some rank has received; ranks ask each other at the same probe steps."""
         own = self._interrupts.received if self._interrupts is not None else 0

@@ -20,9 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # another benchmark here is called like a package
-
-import lightning  # noqa: E402
+import lightning
 
 TUNED_ON = (100,)
 SEEDS = (0, 1, 2, 3, 4)

@@ -150,7 +150,7 @@ def test_a_probe_can_be_given_up_in_the_middle(composer: Composer) -> None:
 
         def try_some(self, seed: int) -> None:
             calls = iter([False, False, True])
-            self.prober.give_up = lambda: next(calls)
+            self.prober.give_up = lambda done: next(calls)
             with pytest.raises(ProbeStopped):
                 self.prober.probe([0.1] * 5, seed=seed)
             self.stopped += 1

@@ -468,7 +468,11 @@ class TestModelSize:
 
 
 class TestState:
-    @pytest.mark.parametrize("law", [PowerLaw(), AnnealingLaw(decay=0.97, zeta=1.2), MultiPowerLaw(blocks=64), MultiPowerLaw(rises="never")], ids=str)
+    @pytest.mark.parametrize(
+        "law",
+        [PowerLaw(), AnnealingLaw(decay=0.97, zeta=1.2), MultiPowerLaw(blocks=64), MultiPowerLaw(rises="never")],
+        ids=["power", "annealing", "multi-power", "never rises"],
+    )
     def test_same_predictions_and_intervals_to_the_bit(self, law):
         law.fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
         again = law_from_state(json.loads(json.dumps(law.state())))

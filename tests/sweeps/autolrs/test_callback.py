@@ -285,3 +285,39 @@ def test_a_searched_run_cannot_be_lengthened(losskit: Callable[..., Result], wor
 def test_the_papers_method_is_the_published_one() -> None:
     kind, preset = METHODS["paper"]
     assert kind is Paper and preset == {}
+
+
+def test_a_run_that_is_gone_on_with_fits_the_law_to_the_same_losses(
+    losskit: Callable[..., Result], workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are kept in means over some steps: a checkpoint in the middle of one must not end it early."""
+    options = ["data=digits", "data.fraction=0.2", "model=linear", "trainer.max_steps=1200", "trainer.max_epochs=-1", "schedule=autolrs", "schedule.method=law"]
+    options += ["schedule.refits=[0.3]", "schedule.candidates=2", "schedule.finalists=0", "schedule.lr_min=0.01", "schedule.lr_max=0.1", "test=false"]
+    options += ["trainer.val_check_interval=1.0", "trainer.check_val_every_n_epoch=1000"]
+    (workdir / "stopping.py").write_text(STOPPING)
+    monkeypatch.syspath_prepend(str(workdir))
+    whole = losskit("train", *options, "name=whole")
+    assert whole.code == 0, whole.err
+    stop = ["allow_targets=[stopping]", "+callbacks.stop={_target_: stopping.StopOnce, step: 200}"]
+    assert losskit("train", *options, *stop, "name=broken").code == 130
+    resumed = losskit("resume", "broken")
+    assert resumed.code == 0, resumed.err
+    one, other = (json.loads(path.read_text()) for path in sorted(workdir.glob("outputs/*/*/schedule/found.json")))
+    assert one["at"] == other["at"] and one["factors"] == other["factors"] and "law" in one["stages"][-1]["why"]
+
+
+STOPPING = '''
+import os, signal
+from pathlib import Path
+import lightning
+
+
+class StopOnce(lightning.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and not Path("stopped").exists():
+            Path("stopped").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+'''

@@ -1,6 +1,6 @@
 """How fast sweeps are, beside the same search written the way people write it today. ``make bench`` prints one table.
 
-    python tests/benchmarks/sweeps.py [orchestration growth search compose memory] [--repeats 3] [--wait 60] [--optuna-sweeper PYTHON] [--json FILE]
+    python tests/benchmarks/sweep_runs.py [orchestration growth search compose memory] [--repeats 3] [--wait 60] [--optuna-sweeper PYTHON] [--json FILE]
 
 orchestration   200 trials of an objective that returns at once, beside ``study.optimize`` of Optuna on its own database storage
 growth          the same in studies of 10 to 5,000 trials: what one of the last trials costs, beside what the sampler alone takes for it in memory
