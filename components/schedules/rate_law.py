@@ -39,6 +39,9 @@ Rises = Literal["warmup", "never", "count"]
 HUBER = 1e-3
 """Where the Huber loss of the residuals of log L turns from a square to a line: both papers'."""
 
+STANDS = 1e-3
+"""Share by which a fit that has run out of evaluations may still fall in as many more, and count as found."""
+
 TINY = 1e-12
 SHAPES: tuple[Literal["linear", "1-sqrt"], ...] = ("linear", "1-sqrt")
 EXPONENTS = ("alpha", "beta", "gamma")
@@ -467,7 +470,7 @@ class RateLaw(ABC):
         logs = np.log(np.concatenate([c.losses for c in curves]))
         exponents = [name in EXPONENTS for name in self.names]
         bounds = np.where(exponents, -9.0, -40.0), np.where(exponents, 1.6, 40.0)
-        options = {"bounds": bounds, "xtol": 1e-12, "ftol": 1e-12, "max_nfev": 400}
+        options = {"bounds": bounds, "xtol": 1e-9, "ftol": 1e-9, "max_nfev": 400}
         starts = [start] if start is not None else sorted(self._starts(curves, logs), key=lambda theta: huber(self._residuals(theta, curves), delta).sum())
         fits = []
         for theta in starts[:polish]:
@@ -484,8 +487,12 @@ class RateLaw(ABC):
         why = f"rms residual of log loss {rms(best.fun):.3g} against {rms(flat):.3g} of a constant, over {logs.size} points"
         if rms(flat) > 0 and huber(best.fun, delta).sum() > 0.8 * huber(flat, delta).sum():
             raise FitError(f"the fit of {name} explains too little: {why}", best.fun)
-        if not best.success:
-            raise FitError(f"the fit of {name} did not converge ({str(best.message).rstrip('.')}): {why}", best.fun)
+        if not best.success:  # in a direction that the runs leave open, parameters wander on when the fit stands still
+            further = least_squares(self._residuals, best.x, self._jacobian, loss="huber", f_scale=delta, args=(curves, coarse), **options)
+            stands = further.success or further.cost > (1 - STANDS) * best.cost
+            best = further
+            if not stands:
+                raise FitError(f"the fit of {name} did not converge ({str(best.message).rstrip('.')}): {why}", best.fun)
         return best
 
     def _misses(self, curves: list[Curve], delta: float, theta: Floats) -> Floats:

@@ -247,10 +247,16 @@ class TestFit:
 
     def test_a_fit_that_does_not_converge_says_so_with_its_residuals(self, monkeypatch):
         solve = rate_law.least_squares
-        monkeypatch.setattr(rate_law, "least_squares", lambda *a, **options: solve(*a, **(options | {"max_nfev": 1})))
+        monkeypatch.setattr(rate_law, "least_squares", lambda *a, **options: solve(*a, **(options | {"max_nfev": 3})))
         with pytest.raises(FitError, match=r"the fit of MultiPowerLaw did not converge \(The maximum number .*\): rms residual of log loss") as error:
             MultiPowerLaw().fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
         assert error.value.residuals.shape == (150,) and np.isfinite(error.value.residuals).all()
+
+    def test_a_fit_that_stands_still_is_taken_though_its_parameters_wander(self, monkeypatch):
+        solve = rate_law.least_squares
+        monkeypatch.setattr(rate_law, "least_squares", lambda *a, **options: solve(*a, **(options | {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15})))
+        law = MultiPowerLaw().fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
+        assert law.score(run(MultiPowerLaw(MULTI), Cosine(total_steps=200))).worst < 0.02
 
     def test_a_fit_that_fails_leaves_the_law_as_it_was(self):
         law = PowerLaw().fit(runs(PowerLaw(POWER), 300))
