@@ -252,11 +252,20 @@ class TestFit:
             MultiPowerLaw().fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
         assert error.value.residuals.shape == (150,) and np.isfinite(error.value.residuals).all()
 
-    def test_a_fit_that_stands_still_is_taken_though_its_parameters_wander(self, monkeypatch):
+    def test_a_fit_that_stands_still_is_taken_though_it_has_run_out_of_evaluations(self, monkeypatch):
         solve = rate_law.least_squares
-        monkeypatch.setattr(rate_law, "least_squares", lambda *a, **options: solve(*a, **(options | {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15})))
+
+        def never_satisfied(*arguments, **options):
+            found = solve(*arguments, **options)
+            found.success = False
+            return found
+
+        monkeypatch.setattr(rate_law, "least_squares", never_satisfied)
         law = MultiPowerLaw().fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
         assert law.score(run(MultiPowerLaw(MULTI), Cosine(total_steps=200))).worst < 0.02
+        monkeypatch.setattr(rate_law, "STANDS", -1e-9)  # it would have to rise
+        with pytest.raises(FitError, match="did not converge"):
+            MultiPowerLaw().fit(runs(MultiPowerLaw(MULTI), 200, noise=0.01))
 
     def test_a_fit_that_fails_leaves_the_law_as_it_was(self):
         law = PowerLaw().fit(runs(PowerLaw(POWER), 300))
