@@ -34,7 +34,7 @@ class Method:
 
     Args:
         low, high: learning rates, absolute; ``None``: :meth:`tested_range`.
-        range_steps: length of the range test; default 1/20 of the run, at least 30 steps.
+        range_steps: length of the range test; default 1/20 of the run, at least 20 steps.
     """
 
     low: float | None = None
@@ -66,39 +66,44 @@ class Method:
         return (yield from self.tested_range(budget))
 
     def tested_range(self, budget: Budget) -> Generator[Probe | Decision, Any, tuple[float, float]]:
-        """One probe whose rate rises geometrically until it diverges: the search then goes from 1/300 of that rate to a half of it.
+        """One probe whose rate rises geometrically until it diverges: the search goes up to the rate at which the loss was least, from 1/300 of it.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186, section 3.3.
         """
-        steps = max(span_steps(self.range_steps, budget.total), 30)
+        steps = max(span_steps(self.range_steps, budget.total), min(20, budget.total))
         lowest, highest = self.low or budget.lr / RANGE_TEST, self.high or budget.lr * RANGE_TEST
         rates = np.geomspace(lowest, highest, steps)
         outcome = yield Probe(0, "range", highest, Rates(tuple(range(steps)), tuple(rates.tolist())), steps)
-        last = divergence(outcome.losses, outcome.diverged)
+        last, lowest_at = divergence(outcome.losses, outcome.diverged)
         if last < 2:
             raise SearchFailed(f"training diverges at a learning rate of {lowest:.3g} already (optimizer.lr / {RANGE_TEST:g}): give schedule.lr_min and lr_max")
-        top = float(rates[last - 1])
-        low, high = self.low or top / 300, self.high or top / 2
-        why = f"the loss grows from a rate of {top:.3g} on" if last < steps else f"no rate up to {highest:.3g} diverges"
+        best = float(rates[lowest_at])
+        low, high = self.low or best / 300, self.high or best
+        grows = f"and it diverges at {float(rates[last - 1]):.3g}" if last < steps else f"and no rate up to {highest:.3g} diverges"
+        why = f"the loss falls up to a rate of {best:.3g}, {grows}"
         yield Decision(0, "range", high, f"{why}: searched from {low:.3g} to {high:.3g}", [float(outcome.losses[last - 1])])
         return low, high
 
 
-def divergence(losses: Sequence[float], broken: bool) -> int:
-    """How many steps of a range test are of use: up to where the smoothed loss is four times its least, or half as much again as at the start."""
-    average, first, lowest = 0.0, 0.0, math.inf
+def divergence(losses: Sequence[float], broken: bool) -> tuple[int, int]:
+    """How many steps of a range test are of use, and at which of them the smoothed loss was least.
+
+    They end where the smoothed loss is four times its least, or half as much again as at the start.
+    """
+    average, first, lowest, at = 0.0, 0.0, math.inf, 0
     for step, loss in enumerate(losses):
         if not math.isfinite(loss):
-            return step
+            return step, at
         average = 0.7 * average + 0.3 * loss
         smooth = average / (1 - 0.7 ** (step + 1))
-        lowest = min(lowest, smooth)
+        if smooth < lowest:
+            lowest, at = smooth, step
         if step < 5:
             first = max(first, smooth)
         elif smooth > 4 * lowest or smooth > 1.5 * first:
-            return step
-    return len(losses) - (1 if broken else 0)
+            return step, at
+    return len(losses) - (1 if broken else 0), at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,20 +222,24 @@ class Cooldown(Method):
     stage-wise search of the paper prefers small ones (it looks no further than its stage).
 
     Args:
-        candidates: rates that are tried, default 8.
-        probe: length of a probe, default 1/10 of the run.
+        candidates: rates that are tried, default 4: at 0.85, 0.6, 0.35 and 0.1 of the range's logarithm; more are proposed by a Gaussian process.
+        probe: length of a probe, default 0.08 of the run.
+        finalists: how many rates are tried again in longer probes: the best one, a third of it, and three or a ninth of it, whichever way is down.
+        long_probe: length of those, default 0.2 of the run.
+        trend: the best rate falls with the length of a probe; this share of the fall (per factor of the length) is taken to go on to the whole
+            run. Default 0.2: all of it is too much, as what short probes prefer is noise in part.
         cooldown: share of a probe that cools down, default 0.5.
         warmup: of the run and, in proportion, of a probe.
         decay: share of the run that decays at its end.
-        kappa: of the Gaussian process that proposes rates after the first four.
+        kappa: of the Gaussian process.
         search: what is searched after the rate, one after the other, with probes of the same kind: ``warmup``, ``weight_decay``, ``momentum``.
     """
 
-    candidates: int = 5
-    probe: Span = 0.05
+    candidates: int = 4
+    probe: Span = 0.08
     finalists: int = 3
     long_probe: Span = 0.2
-    trend: float = 0.5
+    trend: float = 0.2
     cooldown: float = 0.5
     warmup: Span = 0.05
     decay: Span = 0.2

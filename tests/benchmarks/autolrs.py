@@ -94,7 +94,7 @@ def run(task: str, steps: int, seed: int, overrides: list[str], stop: Any = None
     except NonFiniteLossError:
         loss = math.inf
     explored = search.explored_steps if search is not None else 0
-    return {"loss": loss, "curve": watch.curve, "steps": trainer.global_step + explored, "seconds": round(time.perf_counter() - began, 2)}
+    return {"loss": loss, "curve": watch.curve, "spent": trainer.global_step + explored, "seconds": round(time.perf_counter() - began, 2)}
 
 
 def halving(task: str, steps: int, seed: int) -> dict[str, Any]:
@@ -116,14 +116,14 @@ def halving(task: str, steps: int, seed: int) -> dict[str, Any]:
             return bool(trial.should_prune()) or step >= left
 
         done = run(task, steps, seed, scheduled(settings["shape"], settings["lr"]), stop)
-        spent += max(done["steps"], 1)
-        state = optuna.trial.TrialState.COMPLETE if done["steps"] >= steps else optuna.trial.TrialState.PRUNED
+        spent += max(done["spent"], 1)
+        state = optuna.trial.TrialState.COMPLETE if done["spent"] >= steps else optuna.trial.TrialState.PRUNED
         study.tell(trial, done["loss"] if math.isfinite(done["loss"]) else 1e6, state=state)
     # the one that came farthest, and of these the best: what halving would promote
     reported = [t for t in study.trials if t.intermediate_values]
     best = max(reported, key=lambda t: (max(t.intermediate_values), -t.intermediate_values[max(t.intermediate_values)]))
     last = run(task, steps, seed, scheduled(best.params["shape"], best.params["lr"]))
-    return {**last, "steps": last["steps"] + spent}
+    return {**last, "spent": last["spent"] + spent}
 
 
 def scheduled(shape: str, lr: float) -> list[str]:
@@ -193,7 +193,7 @@ def table(done: dict[str, dict[str, Any]]) -> str:
             best = min((means[kind] for kind in SHAPES if kind in means), default=math.nan)
             for kind, found in rows.items():
                 losses = [r["loss"] for r in found]
-                cost = 6.0 + 1.0 if kind in (*SHAPES, "schedule_free") else statistics.fmean(r["steps"] for r in found) / steps
+                cost = 6.0 if kind in (*SHAPES, "schedule_free") else statistics.fmean(r["spent"] for r in found) / steps
                 reached = [next((step for step, loss in r["curve"] if loss <= best), None) for r in found]
                 count = sum(step is not None for step in reached)
                 first = f"{statistics.median(step for step in reached if step is not None):.0f} ({count} of {len(found)})" if count else "not reached"

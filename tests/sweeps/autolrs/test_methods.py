@@ -294,6 +294,11 @@ class TestRangeTest:
         assert 0.3 < played.decisions[0].chosen < 1.0
         assert max(p.value for p in played.probes[1:]) <= played.decisions[0].chosen
 
+    def test_where_the_loss_was_least_is_told(self) -> None:
+        losses = [*np.linspace(2, 1, 30), *np.linspace(1, 1.3, 10), 9.0, 9.0, 9.0]
+        last, least = divergence(losses, False)
+        assert 38 <= last <= 43 and 28 <= least <= 32
+
     def test_one_end_may_be_given(self) -> None:
         played = Played(Cooldown(low=0.05), Budget(2000, lr=0.1), self.blows_up_at(1.0))
         assert min(p.value for p in played.probes[1:]) >= 0.05
@@ -307,7 +312,7 @@ class TestRangeTest:
         [([2.0] * 50, False, 50), ([2.0] * 20 + [math.nan], True, 20), (np.linspace(2, 1, 30).tolist() + [9.0] * 20, False, 30)],
     )
     def test_divergence(self, losses: list[float], broken: bool, last: int) -> None:
-        assert abs(divergence(losses, broken) - last) <= 1
+        assert abs(divergence(losses, broken)[0] - last) <= 1
 
 
 class TestRates:
