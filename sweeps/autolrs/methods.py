@@ -34,7 +34,7 @@ class Method:
 
     Args:
         low, high: learning rates, absolute; ``None``: :meth:`tested_range`.
-        range_steps: length of the range test; default 1/20 of the run, at least 20 steps.
+        range_steps: length of the range test; default 1/20 of the run, at least 30 steps.
     """
 
     low: float | None = None
@@ -66,19 +66,20 @@ class Method:
         return (yield from self.tested_range(budget))
 
     def tested_range(self, budget: Budget) -> Generator[Probe | Decision, Any, tuple[float, float]]:
-        """One probe whose rate rises geometrically until it diverges: the search goes up to the rate at which the loss was least, from 1/300 of it.
+        """One probe whose rate rises geometrically until it diverges: the search goes up to the rate at which the loss was least (but not below a tenth
+        of where it diverged), from 1/300 of it.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186, section 3.3.
         """
-        steps = max(span_steps(self.range_steps, budget.total), min(20, budget.total))
+        steps = max(span_steps(self.range_steps, budget.total), min(30, budget.total))
         lowest, highest = self.low or budget.lr / RANGE_TEST, self.high or budget.lr * RANGE_TEST
         rates = np.geomspace(lowest, highest, steps)
         outcome = yield Probe(0, "range", highest, Rates(tuple(range(steps)), tuple(rates.tolist())), steps)
         last, lowest_at = divergence(outcome.losses, outcome.diverged)
         if last < 2:
             raise SearchFailed(f"training diverges at a learning rate of {lowest:.3g} already (optimizer.lr / {RANGE_TEST:g}): give schedule.lr_min and lr_max")
-        best = float(rates[lowest_at])
+        best = max(float(rates[lowest_at]), float(rates[last - 1]) / 10)  # by luck the loss may be least at the beginning
         low, high = self.low or best / 300, self.high or best
         grows = f"and it diverges at {float(rates[last - 1]):.3g}" if last < steps else f"and no rate up to {highest:.3g} diverges"
         why = f"the loss falls up to a rate of {best:.3g}, {grows}"

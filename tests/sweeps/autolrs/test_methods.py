@@ -299,6 +299,14 @@ class TestRangeTest:
         last, least = divergence(losses, False)
         assert 38 <= last <= 43 and 28 <= least <= 32
 
+    def test_a_loss_that_is_least_at_the_beginning_by_luck_does_not_narrow_the_range_to_nothing(self) -> None:
+        def answer(probe: Probe, done: int) -> Outcome:
+            grows = [max(rate, 1.0) ** 3 for rate in probe.rates.each(probe.steps)]
+            return Outcome([1.5, *(2.0 * by for by in grows[1:])], [2.0] * len(probe.measure_after))
+
+        played = Played(Cooldown(), Budget(2000, lr=0.1), answer)
+        assert played.decisions[0].chosen > 0.01
+
     def test_one_end_may_be_given(self) -> None:
         played = Played(Cooldown(low=0.05), Budget(2000, lr=0.1), self.blows_up_at(1.0))
         assert min(p.value for p in played.probes[1:]) >= 0.05
