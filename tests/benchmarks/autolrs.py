@@ -143,11 +143,11 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, **run(task, steps, seed, freely(task, job["lr"]) if kind == "schedule_free" else scheduled(kind, job["lr"]))}
 
 
-def jobs(done: dict[str, dict[str, Any]], budgets: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def jobs(done: dict[str, dict[str, Any]], budgets: list[int], tasks: list[str]) -> Iterator[dict[str, Any]]:
     """What is still to be run and can be: first the tuning, then what it decides on."""
     for budget in budgets:
-        for task, of in TASKS.items():
-            steps = of["steps"][budget]
+        for task in tasks:
+            steps = TASKS[task]["steps"][budget]
             tuned = all(key(job) in done for job in tuning(task, steps))
             wanted = measured(task, steps, done) if tuned else tuning(task, steps)
             yield from (job for job in wanted if key(job) not in done)
@@ -208,12 +208,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("autolrs.jsonl"))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--budgets", type=int, nargs="*", default=[0, 1], help="0: the smaller budget of each task, 1: the larger")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     done: dict[str, dict[str, Any]] = {}
     if options.results.is_file():
         done = {key(job): job for job in map(json.loads, options.results.read_text().splitlines())}
-    while not options.table and (waiting := list(jobs(done, tuple(options.budgets)))):
+    while not options.table and (waiting := list(jobs(done, options.budgets, options.tasks))):
         with options.results.open("a") as file, multiprocessing.get_context("spawn").Pool(options.processes) as pool:
             for number, result in enumerate(pool.imap_unordered(work, waiting), start=1):
                 done[key(result)] = result
