@@ -174,8 +174,7 @@ class Paper(Method):
                 forecasts.append(([tried, steps], [float(outcome.losses[-1]), value]) if math.isfinite(value) and not validated else None)
                 search.tell(value)
             best = chosen(search)
-            outcomes = [float(t.user_attrs["outcome"]) for t in search.study.trials]
-            yield Decision(stage, "lr", best, f"least forecast of {len(outcomes)}", outcomes, forecasts, search.study)
+            yield Decision(stage, "lr", best, f"least forecast of {self.candidates}", search.told, forecasts, search.study)
             done += steps
             yield Train(done, Rates.constant(best))
             stage, length = stage + 1, min(2 * length, longest)
@@ -284,49 +283,50 @@ class Cooldown(Method):
         self, budget: Budget, question: str, over: tuple[float, float, bool], known: Mapping[str, float], stage: int, curves: list[Curve] | None = None
     ) -> Part:
         """One search: the value whose probe ends with the least loss on held-out data."""
-        steps = probe_steps(self.probe, budget.total)
         low, high, log = over
         sampler = LowerConfidenceBound(self.kappa, first=self.first, seed=mixed_seed(budget.seed, stage))
         search = RateSearch(f"stage-{stage}", low, high, sampler, log=log, parameter=question)
         for _ in range(self.candidates):
-            value = search.ask()
-            setting = {**known, question: value}
-            ramp = span_steps(setting.pop("warmup", self.warmup), budget.total) * steps // budget.total
-            rates = Rates.trapeze(setting.pop("lr"), steps, warmup=ramp, cooldown=round(steps * self.cooldown))
-            outcome = yield Probe(stage, question, value, rates, steps, (steps,), setting)
-            search.tell(math.inf if outcome.diverged else outcome.measured[-1])
-            if curves is not None and not outcome.diverged and (found := curve(rates.each(steps), outcome.losses, 0)):
-                curves.append(found)
+            yield from self.put(budget, search, search.ask(), self.probe, known, stage, curves)
         best = chosen(search)
-        outcomes = [float(t.user_attrs["outcome"]) for t in search.study.trials]
-        yield Decision(stage, question, best, f"least held-out loss after a cool-down, of {len(outcomes)}", outcomes, (), search.study)
+        yield Decision(stage, question, best, f"least held-out loss after a cool-down, of {self.candidates}", search.told, (), search.study)
         return best
 
     def longer(self, budget: Budget, peak: float, curves: list[Curve] | None) -> Part:
         """The peak again, with fewer and longer probes; what changes from the short to the long ones is taken to go on to the whole run."""
-        steps, short = probe_steps(self.long_probe, budget.total), probe_steps(self.probe, budget.total)
         search = RateSearch("stage-2", peak / APART**self.finalists, peak * APART**self.finalists, LowerConfidenceBound(1.0))
-        ramp = span_steps(self.warmup, budget.total) * steps // budget.total
-        below, above, going = peak / APART, peak, peak / APART
         for number in range(self.finalists):
-            if number < 2:
-                going = search.ask(above if number == 0 else below)
-            else:
-                outcomes = search.outcomes()
-                down = outcomes.get(min(outcomes, default=0.0), math.inf) <= outcomes.get(max(outcomes, default=0.0), math.inf)
-                going = search.ask(min(outcomes, default=below) / APART if down or above not in outcomes else max(outcomes) * APART)
-            rates = Rates.trapeze(going, steps, warmup=ramp, cooldown=round(steps * self.cooldown))
-            outcome = yield Probe(2, "lr", going, rates, steps, (steps,))
-            search.tell(math.inf if outcome.diverged else outcome.measured[-1])
-            if curves is not None and not outcome.diverged and (found := curve(rates.each(steps), outcome.losses, 0)):
-                curves.append(found)
-        best = vertex(search.outcomes()) if search.best is not None else chosen(search)
+            value = peak if number == 0 else peak / APART if number == 1 else self.onward(search.outcomes(), peak)
+            yield from self.put(budget, search, search.ask(value), self.long_probe, {}, 2, curves)
+        chosen(search)
+        best = vertex(search.outcomes())
+        steps, short = probe_steps(self.long_probe, budget.total), probe_steps(self.probe, budget.total)
         slope = math.log(best / peak) / math.log(steps / short) if steps > short else 0.0
         final = best * (budget.total / steps) ** (self.trend * min(slope, 0.0))
-        outcomes_told = [float(t.user_attrs["outcome"]) for t in search.study.trials]
-        why = f"best of {len(outcomes_told)} longer probes: {best:.4g}, where the short ones had {peak:.4g}"
-        yield Decision(2, "lr", final, why, outcomes_told, (), search.study)
+        why = f"best of {self.finalists} longer probes: {best:.4g}, where the short ones had {peak:.4g}"
+        yield Decision(2, "lr", final, why, search.told, (), search.study)
         return final
+
+    @staticmethod
+    def onward(outcomes: Mapping[float, float], peak: float) -> float:
+        """The next rate, on the side of the better one of ``peak`` and what is below it; downwards where one of them diverged."""
+        below = peak / APART
+        if peak in outcomes and below in outcomes and outcomes[peak] < outcomes[below]:
+            return max(outcomes) * APART
+        return min(outcomes, default=below) / APART
+
+    def put(
+        self, budget: Budget, search: RateSearch, value: float, length: Span, known: Mapping[str, float], stage: int, curves: list[Curve] | None
+    ) -> Generator[Probe, Any, None]:
+        """Try one value, all else as ``known``, in a small run of that length, and tell the search what it came to."""
+        steps = probe_steps(length, budget.total)
+        setting = {**known, search.parameter: value}
+        ramp = span_steps(setting.pop("warmup", self.warmup), budget.total) * steps // budget.total
+        rates = Rates.trapeze(setting.pop("lr"), steps, warmup=ramp, cooldown=round(steps * self.cooldown))
+        outcome = yield Probe(stage, search.parameter, value, rates, steps, (steps,), setting)
+        search.tell(math.inf if outcome.diverged else outcome.measured[-1])
+        if curves is not None and not outcome.diverged and (found := curve(rates.each(steps), outcome.losses, 0)):
+            curves.append(found)
 
     def rates(self, budget: Budget, peak: float, warmup: Span) -> Rates:
         return Rates.trapeze(peak, budget.total, warmup=span_steps(warmup, budget.total), cooldown=span_steps(self.decay, budget.total))
@@ -366,7 +366,7 @@ class Law(Cooldown):
         warmup = settings.pop("warmup", self.warmup)
         rates = self.rates(budget, peak, warmup).each(budget.total)
         own: list[tuple[int, float]] = []
-        done, stage = 0, 1 + len(self.search)
+        done, stage = 0, 2 + len(self.search)  # the last stage of the answers'
         for share in self.refits:
             until = max(round(share * budget.total), done + 1)
             if until >= budget.total - 1:

@@ -269,6 +269,12 @@ class TestLaw:
         usual = Played(Cooldown(**GIVEN), Budget(400), valley(1e-2))
         assert "no law could be fitted" in played.decisions[-1].why and played.rates == pytest.approx(usual.rates)
 
+    def test_every_decision_has_a_stage_of_its_own(self) -> None:
+        played = Played(Law(**GIVEN, search=("weight_decay", "momentum"), finalists=2), Budget(400), valley(1e-2))
+        stages = [decision.stage for decision in played.decisions]
+        assert [d.question for d in played.decisions] == ["lr", "lr", "weight_decay", "momentum", *["schedule"] * len(Law().refits)]
+        assert stages == sorted(set(stages))
+
     @pytest.mark.parametrize("refits", [(0.5, 0.2), (0.0,), (1.5,)])
     def test_refits_are_shares_that_rise(self, refits: tuple[float, ...]) -> None:
         with pytest.raises(ValueError, match="refits must rise"):
