@@ -11,8 +11,10 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.schedules.compose import straight
+from losskit_cli.compare import json_ready
 from losskit_cli.errors import UsageError
-from losskit_cli.found_schedule import FoundSchedule, RunSource, between
+from losskit_cli.found_schedule import FoundSchedule, RunSource
 
 if TYPE_CHECKING:
     from losskit_cli.plot import Panel
@@ -37,7 +39,7 @@ def plot_run(source: RunSource, overrides: Sequence[str], *, output: Path | None
     if json:
         shown: dict[str, Any] = {"kind": "run", "name": source.name, "run_id": source.run.run_id, "file": str(file), "x_label": "step", "x": x}
         shown["panels"] = [{"label": panel.label, "curves": panel.curves} for panel in panels]
-        shown["found"] = finite(asdict(source.found)) if source.found is not None else None
+        shown["found"] = json_ready(asdict(source.found)) if source.found is not None else None
         sys.stdout.write(dumps(shown) + "\n")
         return
     from losskit_cli.plot import blocks
@@ -61,7 +63,7 @@ def _panels(source: RunSource, rates: Sequence[float]) -> tuple[list[float], lis
     curves |= {name: [values[step] for step in steps] for name, values in usual(rates).items()}
     panels = [Panel("learning rate", curves)]
     logged = {name: [(step, value) for step, value in source.curves.get(name, []) if math.isfinite(value)] for name in LOSSES}
-    losses = {name: [between([s for s, _ in points], [v for _, v in points], step) for step in steps] for name, points in logged.items() if points}
+    losses = {name: [straight([s for s, _ in points], [v for _, v in points], step) for step in steps] for name, points in logged.items() if points}
     if losses:
         panels.append(Panel("loss", losses))
     return [float(step) for step in steps], panels
@@ -84,15 +86,6 @@ def stages(found: FoundSchedule) -> list[str]:
         chosen = "not decided yet" if stage.chosen is None else f"{stage.chosen:.4g}"
         lines.append(f"steps {stage.start:,}–{stage.end:,}  {stage.question}: {chosen}  ({tried}; {stage.why})")
     return lines
-
-
-def finite(value: Any) -> Any:
-    """Plain values with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _title(source: RunSource) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.schedules.compose import straight
 from components.validation import did_you_mean
 from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.rundir import RunSpec
@@ -110,7 +110,7 @@ class FoundSchedule:
 
     def factor(self, step: float) -> float:
         """The factor on the base rate at a step."""
-        return between(self.at, self.factors, step)
+        return straight(self.at, self.factors, step)
 
     @property
     def finished(self) -> bool:
@@ -120,14 +120,6 @@ class FoundSchedule:
         """The option that gives the same factors over a run of any length."""
         shares = [step / self.total_steps for step in self.at]
         return {"_target_": "components.schedules.Piecewise", "at": shares, "factors": list(self.factors), "between": "linear"}
-
-
-def between(at: Sequence[float], values: Sequence[float], where: float) -> float:
-    """Straight between points in rising order, of two at one place the second; constant outside."""
-    k = bisect_right(at, where)
-    if k in (0, len(at)):
-        return float(values[max(k - 1, 0)])
-    return values[k - 1] + (values[k] - values[k - 1]) * (where - at[k - 1]) / (at[k] - at[k - 1])
 
 
 class _Node:
@@ -372,7 +364,6 @@ __all__ = [
     "Probe",
     "RunSource",
     "Stage",
-    "between",
     "filled_as",
     "no_such_schedule",
     "source_at",

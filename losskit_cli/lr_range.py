@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
@@ -127,7 +127,7 @@ def range_test(spec: RunSpec, steps: int, low: float, high: float, console: Cons
     from losskit_cli.first_batch import first_batch, leaving_no_trace
     from losskit_cli.models import load_model_of_run
     from losskit_cli.ranks import one_device
-    from losskit_cli.run import load_weights, quiet_libraries
+    from losskit_cli.run import Interrupted, load_weights, own_exits, quiet_libraries
     from losskit_cli.threads import cpu_threads
 
     quiet_libraries()
@@ -140,13 +140,15 @@ def range_test(spec: RunSpec, steps: int, low: float, high: float, console: Cons
             raise RunError(f"the loss is not finite from the start: the first batch gives {float(tried.total.detach()):g}, before any step")
     ramp = ramp_callback(steps, low, high, console)
     experiment.trainer.callbacks[:] = [ramp]  # type: ignore[attr-defined]
-    with _interruptible(), cpu_threads(spec.config["trainer"].get("threads", "auto"), tried.operations):
-        try:
+    try:
+        with own_exits(), cpu_threads(spec.config["trainer"].get("threads", "auto"), tried.operations):
             experiment.trainer.fit(experiment.task, datamodule=experiment.data)
-        except NonFiniteLossError:
-            pass  # it is in the record; the task says so once more when training ends
-        finally:
-            ramp.close()
+    except NonFiniteLossError:
+        pass  # it is in the record; the task says so once more when training ends
+    except KeyboardInterrupt as leaving:
+        raise Interrupted("stopped; the test keeps nothing", signal.SIGINT) from leaving
+    finally:
+        ramp.close()
     test = RangeTest(ramp.rates, ramp.losses, diverged=ramp.diverged)
     finite = sum(map(math.isfinite, test.losses))
     if finite < max(FEWEST // 4, steps // 20):
@@ -217,27 +219,6 @@ def ramp_callback(steps: int, low: float, high: float, console: Console) -> Any:
             self._progress.stop()
 
     return Ramp()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the test: Lightning would leave the process with SIGINT ignored."""
-    import signal
-    import threading
-
-    from losskit_cli.run import Interrupted
-
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt) as leaving:
-        if isinstance(leaving, KeyboardInterrupt) or isinstance(leaving.__context__, KeyboardInterrupt):
-            raise Interrupted("stopped; the test keeps nothing", signal.SIGINT) from leaving
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
 
 
 # -- reading the curve ---------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.schedules.compose import straight
 from components.validation import did_you_mean
+from losskit_cli.compare import json_ready
 from losskit_cli.errors import RunError, UsageError
-from losskit_cli.found_schedule import SEARCHES, RunSource, between, source_of
+from losskit_cli.found_schedule import SEARCHES, RunSource, source_of
 from losskit_cli.rundir import SPEC
 
 if TYPE_CHECKING:
@@ -267,7 +269,7 @@ def _rates(source: RunSource, notes: list[str]) -> list[float]:
         return rates
     notes.append(f"run {source.name} did not keep to the schedule of its config (was it resumed for longer?): its logged learning rates are taken instead")
     at, values = [step - 1 for step, _ in logged], [value for _, value in logged]
-    return [between(at, values, step) for step in range(max(at[-1] + 1, source.trained_steps))]
+    return [straight(at, values, step) for step in range(max(at[-1] + 1, source.trained_steps))]
 
 
 def _warmup_end(rates: Sequence[float]) -> int:
@@ -425,7 +427,7 @@ def thin(at: Sequence[float], values: Sequence[float], tolerance: float = 1e-3) 
     while todo:
         first, last = todo.pop()
         inner = range(first + 1, last)
-        off = {i: abs(values[i] - between([at[first], at[last]], [values[first], values[last]], at[i])) for i in inner}
+        off = {i: abs(values[i] - straight([at[first], at[last]], [values[first], values[last]], at[i])) for i in inner}
         worst = max(off, key=off.__getitem__, default=None)
         if worst is not None and off[worst] > tolerance:
             keep.add(worst)
@@ -465,7 +467,7 @@ def as_json(forecast: Forecast, file: Path) -> dict[str, Any]:
     fitted = forecast.fitted
     runs = [
         {"name": m.source.name, "points": int(m.curve.steps.size), "steps": m.curve.steps.tolist(), "losses": m.curve.losses.tolist()}
-        | ({} if m.score is None else {"r2": _plain(m.score.r2), "mean_error": m.score.relative, "worst_error": m.score.worst})
+        | ({} if m.score is None else {"r2": json_ready(m.score.r2), "mean_error": m.score.relative, "worst_error": m.score.worst})
         for m in forecast.measured
     ]
     predictions = []
@@ -477,10 +479,6 @@ def as_json(forecast: Forecast, file: Path) -> dict[str, Any]:
         predictions.append({"schedule": f.name, "lr": f.lr, "total_steps": f.total_steps, "final": final, "low": low, "high": high, "curve": curve})
     about = {"law": type(fitted.law).__name__, "params": fitted.law.params, "metric": fitted.metric, "fitted_runs": fitted.runs, "horizon": fitted.horizon}
     return about | {"runs": runs, "predictions": predictions, "optimised": forecast.best, "notes": forecast.notes, "file": str(file)}
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def shown(forecast: Forecast, file: Path, save: Path | None, save_schedule: Path | None, level: float) -> str:
@@ -503,7 +501,7 @@ def shown(forecast: Forecast, file: Path, save: Path | None, save_schedule: Path
         for f in forecast.foreseen:
             steps, loss = f.prediction.steps.tolist(), f.prediction.loss.tolist()
             cut = [min(value, 4 * loss[-1] + 1e-9) for value in loss]
-            curves[f.name] = [between(steps, cut, i * f.total_steps / DRAWN) for i in x]
+            curves[f.name] = [straight(steps, cut, i * f.total_steps / DRAWN) for i in x]
         lines.append(blocks([100 * i / DRAWN for i in x], Panel(f"predicted {fitted.metric}", curves), "% of the steps", width))
         lines += ["", f"{'schedule':<28}{'steps':>9}{'rate':>10}{'final loss':>12}   {level:.0%} interval"]
         for f in forecast.foreseen:

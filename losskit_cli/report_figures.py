@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from losskit_cli.groups import counted
 from losskit_cli.tracking.store import RunInfo
+from sweeps.logs import quiet
 
 if TYPE_CHECKING:
     import optuna
@@ -343,16 +345,9 @@ def _drawing(figure: Figure, caption: str, height: int, label: str) -> Drawing:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What Optuna says about its own experimental features and about trials without values is told in the page's words, or nothing to its reader."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    with quiet(logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 __all__ = ["Drawing", "decimated", "history", "importances", "learning_curves", "parallel_coordinates", "pareto_front", "slices", "snapshot", "with_only"]

@@ -122,7 +122,7 @@ def execute(
         tracking.begin(spec, experiment.data.fingerprint(), experiment.facts, resumed=resume)
         with ranks.watched(give_up):
             ranks.meet()
-            with _own_exits(), cpu_threads(spec.config["trainer"].get("threads", "auto"), experiment.operations):
+            with own_exits(), cpu_threads(spec.config["trainer"].get("threads", "auto"), experiment.operations):
                 metrics = _fit_and_test(experiment, run_dir, checkpoint)
         notes += [note for callback in experiment.trainer.callbacks if isinstance(callback, Telling) for note in callback.notes()]  # type: ignore[attr-defined]
         leave()
@@ -304,7 +304,7 @@ def _fit_and_test(experiment: Experiment, run_dir: Path, checkpoint: Path | None
 
 
 @contextmanager
-def _own_exits() -> Iterator[None]:
+def own_exits() -> Iterator[None]:
     """Lightning answers Ctrl-C by leaving the process with SIGINT ignored; here it is a ``KeyboardInterrupt`` again, and the run gets its end."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)

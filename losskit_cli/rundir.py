@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from components.files import replace_text
 from losskit_cli.errors import UsageError
 
 SPEC = "run_spec.json"
@@ -59,16 +59,6 @@ class RunSpec:
 
     def with_config(self, config: Mapping[str, Any]) -> RunSpec:
         return RunSpec(**{**asdict(self), "config": dict(config)})
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all: what was there survives a kill or a full disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_run_dir(root: Path, name: str) -> Path:

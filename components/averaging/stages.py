@@ -9,11 +9,10 @@ from typing import Any, Literal, cast
 
 import lightning
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from components.averaging.weights import average_dtype, tried
+from components.averaging.weights import average_dtype, require_whole_weights, tried
 from components.schedules.base import require_number
 from components.validation import require, require_choice
 
@@ -138,8 +137,7 @@ class StageFailures(lightning.Callback):
     # -- following training -------------------------------------------------------------------------------------------
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
-            sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
-            require(not sharded, "averaging=checkfree works on whole weights, and trainer.strategy shards them", type(trainer.strategy).__name__)
+            require_whole_weights(trainer, "averaging=checkfree")
             self._forget()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -100,8 +100,7 @@ class WeightAverage(lightning.Callback):
     # -- following training -------------------------------------------------------------------------------------------
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
-            sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
-            require(not sharded, "averaging works on whole weights, and trainer.strategy shards them", type(trainer.strategy).__name__)
+            require_whole_weights(trainer, "averaging")
             self._forget()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -343,6 +342,12 @@ class SWA(WeightAverage):
 
     def share(self, count: int, step: int) -> float:
         return 1 / (count + 1)
+
+
+def require_whole_weights(trainer: lightning.Trainer, what: str) -> None:
+    """Refuse strategies under which no rank has whole weights."""
+    sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+    require(not sharded, f"{what} works on whole weights, and trainer.strategy shards them", type(trainer.strategy).__name__)
 
 
 def tried(module: nn.Module) -> bool:

@@ -7,7 +7,6 @@ What asks "what would happen if": a search of the learning rate, a range test. :
 from __future__ import annotations
 
 import copy
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from components.optimizers.groups import set_rate
+from components.random_state import restore_rng, rng_state, set_seed
 from components.validation import require
 
 Rates = Sequence[float]
@@ -59,7 +60,7 @@ class Snapshot:
         self._optimizers = [OptimizerState(optimizer) for optimizer in self.trainer.optimizers]
         self._scaler = copy.deepcopy(self.trainer.precision_plugin.state_dict())
         self._progress = copy.deepcopy(progress_of(self.trainer).state_dict())
-        self._rng = generators()
+        self._rng = rng_state()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -75,7 +76,7 @@ class Snapshot:
             kept.restore()
         self.trainer.precision_plugin.load_state_dict(copy.deepcopy(self._scaler))
         progress_of(self.trainer).load_state_dict(copy.deepcopy(self._progress))
-        set_generators(self._rng)
+        restore_rng(self._rng)
 
 
 class OptimizerState:
@@ -224,8 +225,8 @@ class Prober:
     @contextmanager
     def _apart(self, seed: int) -> Iterator[None]:
         """Steps in here are logged nowhere, and everything random in them follows from the seed."""
-        kept = generators()
-        set_seed(seed)
+        kept = rng_state()
+        set_seed(seed % (1 << 32))
         self.module.log = self.module.log_dict = _no_log  # type: ignore[method-assign]
         set_flag(self.module, True)
         try:
@@ -234,7 +235,7 @@ class Prober:
         finally:
             del self.module.log, self.module.log_dict
             set_flag(self.module, False)
-            set_generators(kept)
+            restore_rng(kept)
 
     def _step(self, batches: Iterable[Any], factor: float) -> float:
         """One optimizer step over the micro-batches; the mean of their losses, over all ranks."""
@@ -260,8 +261,8 @@ class Prober:
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         switch(self.trainer.optimizers[0], "eval")
-        kept = generators()  # a task may draw views of the held-out samples: always the same, and nothing of what follows depends on it
-        set_seed(seed)
+        kept = rng_state()  # a task may draw views of the held-out samples: always the same, and nothing of what follows depends on it
+        set_seed(seed % (1 << 32))
         total, count = torch.zeros((), dtype=torch.float64), 0
         try:
             with self.trainer.precision_plugin.forward_context():
@@ -275,7 +276,7 @@ class Prober:
             for module, training in modes.items():
                 module.training = training
             switch(self.trainer.optimizers[0], "train")
-            set_generators(kept)
+            restore_rng(kept)
         both = torch.tensor([float(total), float(count)], dtype=torch.float32 if self.module.device.type == "mps" else torch.float64, device=self.module.device)
         both = cast(Tensor, self.trainer.strategy.reduce(both, reduce_op="sum"))
         return float(both[0] / both[1]) if both[1] else float("nan")
@@ -322,12 +323,6 @@ def apart(loader: Any, seed: int, epoch: int) -> Iterable[Any]:
     return cast(Iterable[Any], loader)
 
 
-def set_rate(optimizer: Optimizer, factor: float) -> None:
-    """Every group's learning rate is its base rate times ``factor``."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-
-
 def set_options(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
     """Set options of every group that has them; ``momentum`` is Adam's first beta too."""
     for group in optimizer.param_groups:
@@ -349,27 +344,6 @@ def switch(optimizer: Optimizer, mode: str) -> None:
 def progress_of(trainer: lightning.Trainer) -> Any:
     """Where Lightning counts optimizer steps: ``trainer.global_step`` is made of it."""
     return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
-
-
-def generators() -> list[Any]:
-    """The state of every random generator of the process."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    return [random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda]
-
-
-def set_seed(seed: int) -> None:
-    torch.manual_seed(seed % (1 << 63))
-    np.random.seed(seed % (1 << 32))
-    random.seed(seed)
-
-
-def set_generators(state: list[Any]) -> None:
-    python, numpy, cpu, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def has_extra_state(module: nn.Module) -> bool:
@@ -407,4 +381,4 @@ def _no_log(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-__all__ = ["ProbeStopped", "Prober", "Snapshot", "Tried", "set_options", "set_rate"]
+__all__ = ["ProbeStopped", "Prober", "Snapshot", "Tried", "set_options"]

@@ -1,4 +1,4 @@
-"""Which parameters get which options: no weight decay on biases and norms."""
+"""Which parameters get which options: no weight decay on biases and norms; and the learning rate of all groups together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from components.validation import require
 
@@ -38,6 +39,17 @@ def parameter_groups(parameters: Parameters, weight_decay: float) -> list[Group]
             if members:
                 halves.append({**group, "params": members, "weight_decay": weight_decay if decays else 0.0})
     return halves
+
+
+def base_rate(group: Group) -> Any:
+    """The learning rate that a schedule multiplies: the one that the optimizer was made with; a number, or a tensor where torch wants one."""
+    return group.setdefault("initial_lr", group["lr"])
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Every group's learning rate becomes its :func:`base_rate` times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = base_rate(group) * factor
 
 
 def as_groups(parameters: Parameters) -> list[Group]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +11,18 @@ from typing import ClassVar, Literal
 
 from components.schedules.base import Schedule, Span, require_number, require_span, span_steps
 from components.validation import require, require_choice
+
+
+def straight(at: Sequence[float], values: Sequence[float], where: float, *, before: bool = False) -> float:
+    """The value at ``where`` on the line through points in rising order; constant outside.
+
+    Two points at one place are a jump: the value there is the second's, with ``before`` what the line before it comes to.
+    """
+    k = bisect_left(at, where) if before else bisect_right(at, where)
+    if k in (0, len(at)):
+        return float(values[max(k - 1, 0)])
+    share = (where - at[k - 1]) / (at[k] - at[k - 1])
+    return values[k - 1] + (values[k] - values[k - 1]) * share
 
 
 def require_schedules(name: str, schedules: Sequence[Schedule]) -> None:
@@ -196,11 +208,9 @@ class Piecewise(Schedule):
         self._set(_at=[position - self._warmup for position in at])
 
     def factor(self, step: int, total: int) -> float:
-        k = bisect_right(self._at, step)
-        if k == 0 or k == len(self._at) or self.between == "hold":
-            return float(self.factors[max(k - 1, 0)])
-        share = (step - self._at[k - 1]) / (self._at[k] - self._at[k - 1])
-        return self.factors[k - 1] + (self.factors[k] - self.factors[k - 1]) * share
+        if self.between == "hold":
+            return float(self.factors[max(bisect_right(self._at, step) - 1, 0)])
+        return straight(self._at, self.factors, step)
 
 
 @dataclass(frozen=True, kw_only=True)

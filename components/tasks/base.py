@@ -17,8 +17,10 @@ from components.callbacks.optimizer_modes import OptimizerModes
 from components.data.base import Batch
 from components.models.base import ModelOutput, split_output
 from components.objective import Objective
+from components.optimizers.groups import set_rate
 from components.quantities import Quantities
-from components.tasks.resume import close_last_step, draw_otherwise, load_metric_state, metric_state, open_last_step, restore_rng, rng_state, settle_loops
+from components.random_state import restore_rng, rng_state
+from components.tasks.resume import close_last_step, draw_otherwise, load_metric_state, metric_state, open_last_step, settle_loops
 from components.tasks.stepping import AccumulatedLoss, check_loop, steps_by_the_loss, takes_two_gradients
 
 COMMON_OFFERS = frozenset({"inputs", "index", "model", "step", "epoch", "loss_fn", "per_sample_loss"})
@@ -221,9 +223,7 @@ class Task(lightning.LightningModule):
     # -- the learning rate is a pure function of the step, so a resumed run needs no scheduler state -------------------------
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.schedule is not None:
-            factor = self.schedule(self.global_step)
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            set_rate(self.trainer.optimizers[0], self.schedule(self.global_step))
 
     # -- logging: accumulated on the device, read back every ``log_every`` steps ----------------------------------------------
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

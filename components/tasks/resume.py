@@ -11,13 +11,13 @@ Lightning restores weights, optimizers and loop counters. Three things are left 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
+
+from components.random_state import set_seed
 
 
 def settle_loops(loops: dict[str, Any], trainer: lightning.Trainer) -> None:
@@ -86,29 +86,4 @@ def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
 def draw_otherwise(rank: int) -> None:
     """Let a further rank draw other random numbers than the first: all of them were seeded alike, so that they build the same."""
     if rank:
-        seed = (torch.initial_seed() + 1_000_003 * rank) % (1 << 32)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """The random state of Python, NumPy, torch and the accelerators, in types that ``torch.load(weights_only=True)`` takes."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        set_seed((torch.initial_seed() + 1_000_003 * rank) % (1 << 32))

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -213,11 +213,7 @@ class OptimizerContract:
 
     @staticmethod
     def run(make: MakeOptimizer, steps: int) -> list[Tensor]:
-        problem = Quadratic()
-        optimizer = make(problem.parameters)
-        for _ in range(steps):
-            problem.step(optimizer)
-        return problem.values()
+        return values_after(make, steps)
 
 
 class OptimizerReferenceContract:
@@ -262,6 +258,21 @@ def through_a_file(value: Any) -> Any:
     torch.save(value, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def values_after(make: MakeOptimizer, steps: int, **options: Any) -> list[Tensor]:
+    """Where so many steps on a :class:`Quadratic` lead."""
+    problem = Quadratic()
+    optimizer = make(problem.parameters, **options)
+    for _ in range(steps):
+        problem.step(optimizer)
+    return problem.values()
+
+
+def assert_close(left: Iterable[Tensor], right: Iterable[Tensor], tolerance: float = 1e-12) -> None:
+    """Equal to within ``tolerance``, absolute."""
+    for one, other in zip(left, right, strict=True):
+        assert float((one - other).abs().max()) <= tolerance
 
 
 def assert_same(left: list[Tensor], right: list[Tensor]) -> None:

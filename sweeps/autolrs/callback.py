@@ -14,8 +14,9 @@ from torch import Tensor
 
 from components.callbacks.checkpoints import at_optimizer_step, checkpoints_of, largest_of_ranks
 from components.callbacks.interrupts import Interrupts, TrainingInterrupted
-from components.callbacks.probes import Prober, ProbeStopped, set_options, set_rate
+from components.callbacks.probes import Prober, ProbeStopped, set_options
 from components.callbacks.telling import Telling
+from components.optimizers.groups import base_rate, set_rate
 from components.schedules.base import Span
 from components.validation import require, require_choice
 from sweeps.autolrs.forecast import Denoise
@@ -133,6 +134,11 @@ class AutoLRS(Telling):
         return stretch.rates(max(step - start, 0)) / self.lr
 
     @property
+    def _reached(self) -> int:
+        """The training step up to which it is decided."""
+        return self.stretches[-1][1].until if self.stretches else 0
+
+    @property
     def explored_steps(self) -> int:
         """Steps that were taken in probes, and are no part of training."""
         return sum(len(entry.outcome.losses) for entry in self.entries)
@@ -164,8 +170,7 @@ class AutoLRS(Telling):
         require(0 < total < math.inf, "a search of the schedule needs a budget with an end: set trainer.max_steps or trainer.max_epochs", total)
         self._total, self._done = int(total), trainer.global_step
         self.method.check(self._total)
-        group = trainer.optimizers[0].param_groups[0]
-        self.lr = float(group.get("initial_lr", group["lr"]))
+        self.lr = float(base_rate(trainer.optimizers[0].param_groups[0]))
         require(self.lr > 0, "optimizer.lr must be > 0: what is searched are factors on it", self.lr)
         self._prober = Prober(trainer, measure_on=self.probe_data, give_up=lambda done: self._looked_after(trainer, done))
         if self._prober.measure_on != self.probe_data:
@@ -174,6 +179,7 @@ class AutoLRS(Telling):
         self._interrupts = next((c for c in trainer.callbacks if isinstance(c, Interrupts)), None)  # type: ignore[attr-defined]
         if self._interrupts is not None:
             self._interrupts.watch()
+        self._record = Record(self.directory if trainer.is_global_zero else None, self._settings())
         self._take_up(trainer)
         if trainer.is_global_zero:
             self._plan: Plan = self.method.plan(Budget(self._total, self.seed, self.lr))
@@ -192,7 +198,7 @@ class AutoLRS(Telling):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._prober.release()
-        self._write(trainer)
+        self._write()
         self._keep(trainer)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
@@ -222,32 +228,37 @@ class AutoLRS(Telling):
             elif isinstance(request, Decision):
                 self._decide(trainer, request)
             else:
-                start = self.stretches[-1][1].until if self.stretches else 0
                 if not self.stretches or self.stretches[-1][1] != request:
-                    self.stretches.append((start, request))
+                    self.stretches.append((self._reached, request))
                     set_options(trainer.optimizers[0], request.options)
                 if trainer.global_step < request.until:
                     self._prober.release()
-                    self._write(trainer)
+                    self._write()
                     return
                 answer = self._end_stretch()
             if trainer.is_global_zero:
                 self._request = self._plan.send(answer) if answer is not None else next(self._plan)
 
     def _probed(self, trainer: lightning.Trainer, probe: Probe) -> Outcome:
-        start = self.stretches[-1][1].until if self.stretches else 0
-        kept = self._kept.pop(0) if self._kept else None
-        outcome = outcome_of(kept, start, probe) if kept is not None else None
+        """The outcome of a probe: kept from an earlier session, or of running it now."""
+        outcome = self._kept_outcome(probe)
         known = outcome is not None
         if outcome is None:
-            if kept is not None:  # it was of another search: nothing of it can be gone on from
-                self._kept.clear()
-                self._record(trainer).rewrite([entry.as_dict() for entry in self.entries])
             outcome = self._run(trainer, probe)
-            self._record(trainer).append(Entry(start, probe, outcome).as_dict())
-        self.entries.append(Entry(start, probe, outcome))
-        self._tell(trainer, probe, outcome, again=known)
-        self._write(trainer)
+            self._record.append(Entry(self._reached, probe, outcome).as_dict())
+        self.entries.append(Entry(self._reached, probe, outcome))
+        if not known:
+            self._tell(trainer, probe, outcome)
+        self._write()
+        return outcome
+
+    def _kept_outcome(self, probe: Probe) -> Outcome | None:
+        if not self._kept:
+            return None
+        outcome = outcome_of(self._kept.pop(0), self._reached, probe)
+        if outcome is None:  # it was of another search: nothing of it can be gone on from
+            self._kept.clear()
+            self._record.rewrite([entry.as_dict() for entry in self.entries])
         return outcome
 
     def _run(self, trainer: lightning.Trainer, probe: Probe) -> Outcome:
@@ -265,17 +276,14 @@ class AutoLRS(Telling):
         return Outcome(tried.losses, tried.measured, tried.diverged)
 
     def _decide(self, trainer: lightning.Trainer, decision: Decision) -> None:
-        start = self.stretches[-1][1].until if self.stretches else 0
-        self.decisions.append((start, decision))
+        self.decisions.append((self._reached, decision))
         if decision.study is not None:
-            self._record(trainer).study(decision.study)
+            self._record.study(decision.study)
         if not self._kept:
-            self.say(f"step {start}: {decision.question} = {decision.chosen:.4g} ({decision.why})")
+            self.say(f"step {self._reached}: {decision.question} = {decision.chosen:.4g} ({decision.why})")
             self._log(trainer, {f"autolrs/{decision.question}": decision.chosen, "autolrs/explored_steps": float(self.explored_steps)}, trainer.global_step)
 
-    def _tell(self, trainer: lightning.Trainer, probe: Probe, outcome: Outcome, *, again: bool) -> None:
-        if again:
-            return
+    def _tell(self, trainer: lightning.Trainer, probe: Probe, outcome: Outcome) -> None:
         gave = "diverged" if outcome.diverged else f"loss {(outcome.measured or outcome.losses)[-1]:.5g}"
         number = sum(entry.probe.stage == probe.stage for entry in self.entries)
         self.say(f"probe {number}: {probe.question} = {probe.value:.4g} over {probe.steps} steps: {gave}")
@@ -312,7 +320,7 @@ class AutoLRS(Telling):
     # -- going on from a checkpoint, or from the probes of a session that ended before its first one
     def _take_up(self, trainer: lightning.Trainer) -> None:
         state, self._resumed = self._resumed, None
-        kept = self._record(trainer).open()
+        kept = self._record.open()
         if state is not None:
             require(
                 state["settings"] == self._settings(),
@@ -347,11 +355,9 @@ class AutoLRS(Telling):
         self._signum = own
         return own
 
-    def _record(self, trainer: lightning.Trainer) -> Record:
-        return Record(self.directory if trainer.is_global_zero else None, self._settings())
-
-    def _write(self, trainer: lightning.Trainer) -> None:
-        self._record(trainer).found(self.found())
+    def _write(self) -> None:
+        if self._record.directory is not None:
+            self._record.found(self.found())
 
     def _log(self, trainer: lightning.Trainer, values: Mapping[str, float], step: int) -> None:
         for logger in trainer.loggers:
@@ -360,6 +366,6 @@ class AutoLRS(Telling):
     def _keep(self, trainer: lightning.Trainer) -> None:
         self._log(trainer, {"autolrs/explored_steps": float(self.explored_steps)}, trainer.global_step)
         for logger in trainer.loggers:
-            for path in self._record(trainer).files:
+            for path in self._record.files:
                 if hasattr(logger, "keep"):
                     logger.keep(path, "schedule")

@@ -7,11 +7,11 @@ and is sent nothing. It looks at nothing else, so the outcomes so far are all of
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.schedules.compose import straight
 from components.tasks.base import NonFiniteLossError
 from components.validation import require
 
@@ -46,11 +46,7 @@ class Rates:
         return cls(tuple(at for at, _ in points), tuple(value for _, value in points))
 
     def __call__(self, step: int) -> float:
-        k = bisect_right(self.at, step)
-        if k == len(self.at):
-            return self.values[-1]
-        share = (step - self.at[k - 1]) / (self.at[k] - self.at[k - 1])
-        return self.values[k - 1] + share * (self.values[k] - self.values[k - 1])
+        return straight(self.at, self.values, step)
 
     def each(self, steps: int) -> list[float]:
         """The rates of steps 0, …, ``steps - 1``."""
@@ -59,18 +55,8 @@ class Rates:
     def points(self, steps: int, start: int = 0) -> tuple[list[int], list[float]]:
         """The points within the first ``steps`` steps and both ends, shifted by ``start``."""
         inner = [(at, value) for at, value in zip(self.at, self.values, strict=True) if at < steps]
-        both = [*inner, (steps, self.left_of(steps))]
+        both = [*inner, (steps, straight(self.at, self.values, steps, before=True))]
         return [start + at for at, _ in both], [value for _, value in both]
-
-    def left_of(self, step: int) -> float:
-        """The rate that the line before ``step`` leads to: at a jump, the one before it."""
-        k = next((i for i, at in enumerate(self.at) if at >= step), len(self.at))
-        if k == len(self.at):
-            return self.values[-1]
-        if k == 0:
-            return self.values[0]
-        share = (step - self.at[k - 1]) / (self.at[k] - self.at[k - 1])
-        return self.values[k - 1] + (self.values[k] - self.values[k - 1]) * share
 
 
 @dataclass(frozen=True)

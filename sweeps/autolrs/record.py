@@ -15,8 +15,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 
+from components.files import replace_text
 from sweeps.autolrs.plan import Decision, Outcome, Probe, Train
-from sweeps.autolrs.search import quiet
+from sweeps.logs import quiet
 
 FOUND, PROBES, STUDIES = "found.json", "probes.jsonl", "studies.journal"
 POINTS = 200
@@ -76,7 +77,7 @@ class Record:
         """Start the file of probes anew with these."""
         if self.directory is not None:
             lines = [{"version": VERSION, **self.settings}, *entries]
-            write(self.directory / PROBES, "".join(json.dumps(line) + "\n" for line in lines))
+            replace_text(self.directory / PROBES, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Keep a probe that has just ended: a kill after this loses nothing of it."""
@@ -98,7 +99,7 @@ class Record:
     def found(self, content: Mapping[str, Any]) -> None:
         """The schedule found so far, for people and for ``schedule=replay``."""
         if self.directory is not None:
-            write(self.directory / FOUND, json.dumps(content, indent=1))
+            replace_text(self.directory / FOUND, json.dumps(content, indent=1))
 
     @property
     def files(self) -> list[Path]:
@@ -198,16 +199,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 break
             lines.append(content)
     return lines
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 __all__ = ["FOUND", "PROBES", "STUDIES", "Entry", "Record", "found_schedule", "outcome_of"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from components.validation import require
+from sweeps.logs import quiet
 from sweeps.samplers import mixed_seed
 
 Floats = NDArray[np.float64]
@@ -159,21 +159,15 @@ class RateSearch:
         return {float(t.params[self.parameter]): float(t.user_attrs["outcome"]) for t in told}
 
     @property
+    def told(self) -> list[float]:
+        """Every outcome that was told, in order; infinite or not a number for what diverged."""
+        return [float(t.user_attrs["outcome"]) for t in self.study.trials if "outcome" in t.user_attrs]
+
+    @property
     def best(self) -> float | None:
         """The value with the least outcome; None if all diverged."""
         outcomes = self.outcomes()
         return min(outcomes, key=lambda value: outcomes[value]) if outcomes else None
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Optuna's notices: that a study was created is nothing that anybody asked."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-__all__ = ["GaussianProcess", "LowerConfidenceBound", "RateSearch", "matern", "quiet"]
+__all__ = ["GaussianProcess", "LowerConfidenceBound", "RateSearch", "matern"]

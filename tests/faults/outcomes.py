@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,13 @@ import torch
 
 from losskit_cli.rundir import CHECKPOINTS
 from tests.conftest import command
+
+
+def make_project(directory: Path, store_template: Path, hurt: str) -> Path:
+    """A directory to train in: an empty store, and a module ``hurt`` with what sends the signals."""
+    (directory / "hurt.py").write_text(hurt)
+    shutil.copy(store_template, directory / "mlflow.db")
+    return directory
 
 
 def run_unbroken(directory: Path, experiment: Sequence[str], patience: float) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from losskit_cli.rundir import CHECKPOINTS
-from tests.faults.outcomes import assert_the_same, outcome, run_unbroken
+from tests.faults.outcomes import assert_the_same, make_project, outcome, run_unbroken
 
 HURT = '''
 import os, signal
@@ -49,17 +48,13 @@ def hurt(step: int, signum: int) -> str:
 
 @pytest.fixture
 def project(workdir: Path, store_template: Path) -> Path:
-    (workdir / "hurt.py").write_text(HURT)
-    shutil.copy(store_template, workdir / "mlflow.db")
-    return workdir
+    return make_project(workdir, store_template, HURT)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dict[str, Any]:
     """The weights and the history of the experiment when nothing goes wrong."""
-    directory = tmp_path_factory.mktemp("unbroken")
-    (directory / "hurt.py").write_text(HURT)
-    shutil.copy(store_template, directory / "mlflow.db")
+    directory = make_project(tmp_path_factory.mktemp("unbroken"), store_template, HURT)
     return run_unbroken(directory, EXPERIMENT, 200)
 
 

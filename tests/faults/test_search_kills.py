@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import Result
-from tests.faults.outcomes import outcome, run_unbroken
+from tests.faults.outcomes import make_project, outcome, run_unbroken
 
 HURT = '''
 import os
@@ -52,16 +51,12 @@ def hurt(batch: int, signum: int) -> str:
 
 @pytest.fixture
 def project(workdir: Path, store_template: Path) -> Path:
-    (workdir / "hurt.py").write_text(HURT)
-    shutil.copy(store_template, workdir / "mlflow.db")
-    return workdir
+    return make_project(workdir, store_template, HURT)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("unbroken")
-    (directory / "hurt.py").write_text(HURT)
-    shutil.copy(store_template, directory / "mlflow.db")
+    directory = make_project(tmp_path_factory.mktemp("unbroken"), store_template, HURT)
     ended = run_unbroken(directory, EXPERIMENT, 200)
     return {**ended, "found": found(directory)}
 

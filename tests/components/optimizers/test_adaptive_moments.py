@@ -6,20 +6,17 @@ import torch
 
 from components.optimizers import AdamNC, AdEMAMix, AMSGrad
 from components.optimizers.adaptive_moments import slow_beta, slow_weight
-from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_same, through_a_file
+from components.testing.optimizers import (
+    MakeOptimizer,
+    OptimizerContract,
+    OptimizerReferenceContract,
+    assert_close,
+    assert_same,
+    through_a_file,
+    values_after,
+)
 
-
-def run(make, steps=100, **options):
-    problem = Quadratic()
-    optimizer = make(problem.parameters, **options)
-    for _ in range(steps):
-        problem.step(optimizer)
-    return problem.values()
-
-
-def assert_close(left, right, tolerance=1e-12):
-    for one, other in zip(left, right, strict=True):
-        assert float((one - other).abs().max()) <= tolerance
+run = partial(values_after, steps=100)
 
 
 def play(optimizer, theta, gradients):

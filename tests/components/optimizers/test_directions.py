@@ -7,16 +7,11 @@ from torch import nn
 
 from components.optimizers import DOT, OrthoGrad
 from components.optimizers.directions import across
-from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_same, through_a_file
+from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_close, assert_same, through_a_file
 
 
 def scalar(value=0.0):
     return torch.tensor([value], dtype=torch.float64, requires_grad=True)
-
-
-def assert_close(left, right, tolerance=1e-12):
-    for one, other in zip(left, right, strict=True):
-        assert float((one - other).abs().max()) <= tolerance
 
 
 def distil(optimizer, theta, task, distillation, steps):

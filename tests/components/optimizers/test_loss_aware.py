@@ -6,24 +6,14 @@ import torch
 from torch.nn.functional import softplus
 
 from components.optimizers import MoMo, MoMoAdam, NormalizedGD
-from components.testing.optimizers import MakeOptimizer, OptimizerContract, Quadratic, assert_same, through_a_file
+from components.testing.optimizers import MakeOptimizer, OptimizerContract, Quadratic, assert_close, assert_same, through_a_file, values_after
 
 
 def scalar(value=0.0):
     return torch.tensor([value], dtype=torch.float64, requires_grad=True)
 
 
-def run(make, steps=20, **options):
-    problem = Quadratic()
-    optimizer = make(problem.parameters, **options)
-    for _ in range(steps):
-        problem.step(optimizer)
-    return problem.values()
-
-
-def assert_close(left, right, tolerance=1e-10):
-    for one, other in zip(left, right, strict=True):
-        assert float((one - other).abs().max()) <= tolerance
+run = partial(values_after, steps=20)
 
 
 def problem_as_a_vector():

@@ -7,7 +7,7 @@ from torch import nn
 
 from components.optimizers import FRUGAL, Fira
 from components.optimizers.low_memory import PROJECTIONS, choose_part, down, project_up
-from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_same
+from components.testing.optimizers import MakeOptimizer, OptimizerContract, OptimizerReferenceContract, Quadratic, assert_close, assert_same
 
 SHAPES = [(6, 4), (4, 6), (5, 5)]
 
@@ -28,11 +28,6 @@ def play(make, steps, shapes=SHAPES, **options):
         optimizer.step()
         path.append([p.detach().clone() for p in parameters])
     return path, optimizer
-
-
-def assert_close(left, right, tolerance=1e-12):
-    for one, other in zip(left, right, strict=True):
-        assert float((one - other).abs().max()) <= tolerance
 
 
 def moments(optimizer):
