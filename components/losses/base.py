@@ -38,11 +38,13 @@ class Loss(nn.Module):
     Class facts that the builder reads without an instance:
         head: what a regression model must put out for this loss: ``point`` (one value a target), ``gaussian`` (mean and log
             variance), ``quantile`` (one value a quantile).
+        dense: a loss of logits takes them with further dimensions, (N, C, d1, …), too.
         pairwise: the loss compares samples of the batch with each other; under DDP the batch is gathered over the ranks first.
         exempt: trials of :class:`components.testing.LossContract` that cannot hold for this loss, each with the reason.
     """
 
     head: ClassVar[Head] = "point"
+    dense: ClassVar[bool] = True
     pairwise: ClassVar[bool] = False
     exempt: ClassVar[Mapping[str, str]] = {}
 

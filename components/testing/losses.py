@@ -419,8 +419,9 @@ class LossContract:
         torch.testing.assert_close(got, expected, rtol=self.tolerance, atol=self.tolerance)
 
     def _spatial_shapes(self, loss: nn.Module) -> list[tuple[int, ...]]:
-        """Losses of logits also take (N, C, d1, …)."""
-        return [(), (3,), (2, 3)] if "logits" in self.arguments(loss).values() else [()]
+        """Losses of logits also take (N, C, d1, …), unless they say otherwise."""
+        dense = "logits" in self.arguments(loss).values() and getattr(loss, "dense", True)
+        return [(), (3,), (2, 3)] if dense else [()]
 
     def _select(self, loss: nn.Module, inputs: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
         """The given samples of a batch, as new leaves."""
