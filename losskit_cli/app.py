@@ -254,6 +254,42 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME...] [KEY=VALUE]...", help="Claims by the names of their experiments; overrides.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All claims, and a Markdown table of them.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="What there is.")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="How many, instead of what the claim says.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Run anew what has been run before.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.md", help="With --all: where the table goes; default: claims.md")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose and check every run, and show what there would be.")] = False,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "train",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run what a paper claims, and see whether it holds here.
+
+    Baseline and method over the same seeds: the paired difference with its 95 % interval, and a verdict. Stopped or killed, the same command
+    goes on; finished, it shows the outcome again. A claim is a block of an experiment's file: docs/reproduce.md.
+
+    
+    losskit reproduce --list
+    losskit reproduce poly1
+    losskit reproduce poly1 data.label_noise=0.2 --seeds 10 sweep.workers=4
+    losskit reproduce --all --output docs/claims.md
+    """
+    from losskit_cli.workers import importing_ahead
+
+    with nullcontext() if listed or dry_run else importing_ahead(words or []):
+        from losskit_cli.reproduce import run_reproduce
+
+        run_reproduce(
+            words or [], config_dir or [], config_name,
+            every=every, listed=listed, seeds=seeds, anew=again, output=output, dry_run=dry_run, json=json, quiet=quiet,
+        )  # fmt: skip
+
+
+@app.command()
 def worker(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The sweep.")],
     storage: Annotated[str | None, typer.Option("--storage", help="Where the sweep is; default: ./sweeps.db.")] = None,

@@ -94,6 +94,11 @@ COMMANDS = {
         {**PRIMARY, "--resume": "text", "--status": "text", "--stop": "text", "--watch": "", "--force": "", "--storage": "text", "--dry-run": "",
          **JSON, **QUIET},
     ),
+    "reproduce": Command(
+        "run what a paper claims, and see whether it holds here",
+        ("claim or override...",),
+        {**PRIMARY, "--all": "", "--list": "", "--seeds": "text", "--again": "", "--output": "file", "-o": "file", "--dry-run": "", **JSON, **QUIET},
+    ),
     "worker": Command("one more worker for a sweep", ("text",), {"--storage": "text"}),
     "report": Command("one page about a sweep", ("text",), {"--output": "file", "-o": "file", "--storage": "text"}),
     "storage": Command("where sweeps are kept, for machines that share one", (), {}),
@@ -216,6 +221,9 @@ class Line:
             at = "schedule=" if kind == "drawn" else ""
             named = runs(current.removeprefix(at)) if current.startswith(at) and (at or "=" not in current) else []
             return [*overrides, *(c._replace(value=at + c.value) for c in named)]
+        if kind == "claim or override":
+            named = [] if "=" in current else [Candidate(o.name, o.description) for o in self.catalogue.options("experiment") if "\nclaim:" in o.text]
+            return [*named, *self.of_kind("override", current)]
         if kind == "option":
             return self._options(current)
         if kind == "group":

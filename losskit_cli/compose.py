@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from components.validation import did_you_mean
 from losskit_cli.catalogue import LIST_GROUPS, Catalogue
+from losskit_cli.claims import ARM, Claim
 from losskit_cli.errors import UsageError
 from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
 
@@ -123,6 +124,35 @@ class Composer:
         Raises:
             UsageError: an override that does not parse; an unknown group, option or key (with the nearest); a missing file.
         """
+        claim = self._claim_of(overrides)
+        if claim is None:
+            composed = self._composed(overrides)
+            if composed.config.get(ARM) is not None:
+                arm = f"{ARM}={composed.config[ARM]}"
+                raise UsageError(f"{arm} is one side of a claim, and this experiment makes none (those that do: losskit reproduce --list)")
+            return composed
+        given = {_key_of(text): text.partition("=")[2] for text in overrides}
+        arm = claim.arm(None if given.get(ARM) == "null" else given.get(ARM))
+        own = not_overridden(claim.arms[arm], overrides)
+        composed = self._composed([*own, *overrides])
+        composed.config[ARM] = arm
+        composed.overrides = composed.overrides[len(own) :]
+        source = f"experiment/{claim.name}.yaml, {ARM}={arm}"
+        composed.origins = {key: source if text.removeprefix("override ") in own else text for key, text in composed.origins.items()}
+        return composed
+
+    def _claim_of(self, overrides: Sequence[str]) -> Claim | None:
+        """The claim of the chosen experiment, from its file alone: what an arm sets need not be there without it."""
+        chosen = [text.partition("=")[2] for text in overrides if _key_of(text) == "experiment" and not text.startswith("~")]
+        for name in chosen[-1].strip("[]").split(",")[::-1] if chosen else ():
+            if name in self.catalogue.option_names("experiment"):
+                node = self.catalogue.option("experiment", name).body.get("claim")
+                if node is not None:
+                    return Claim.read(name, node)
+        return None
+
+    def _composed(self, overrides: Sequence[str]) -> Composed:
+        """:meth:`compose` without the arm of a claim."""
         given = list(overrides)
         parsed = self._parse(given)
         self._check_groups(parsed)
@@ -308,6 +338,12 @@ class _RecordingLoader(ConfigLoaderImpl):
         return {group: names for group, names in self._lists.items() if group not in known and "@" not in group}
 
 
+def not_overridden(arm: Sequence[str], given: Sequence[str]) -> list[str]:
+    """What is left of an arm's overrides beside the user's: not those of the same key, nor those below what the user chooses or sets otherwise."""
+    keys = {text.partition("=")[0].lstrip("+~") for text in given}
+    return [text for text in arm if not any(f"{text.partition('=')[0].lstrip('+~')}.".startswith(f"{key}.") for key in keys)]
+
+
 def _chosen_groups(parsed: list[Override], groups: Iterable[str]) -> dict[str, Any]:
     names = set(groups)
     return {o.key_or_group: o.value() for o in parsed if o.key_or_group in names and o.package is None and not o.is_delete()}
@@ -402,4 +438,4 @@ def to_yaml(config: DictConfig | ListConfig | Mapping[str, Any], *, resolve: boo
     return OmegaConf.to_yaml(config if isinstance(config, DictConfig | ListConfig) else OmegaConf.create(dict(config)), resolve=resolve)
 
 
-__all__ = ["Composed", "Composer", "to_yaml"]
+__all__ = ["Composed", "Composer", "not_overridden", "to_yaml"]

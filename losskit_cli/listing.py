@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from components.quantities import FACTS, QUANTITIES
 from components.validation import did_you_mean
 from losskit_cli.catalogue import LIST_GROUPS, METHODS, RESERVED, Catalogue, Option, as_text, default_group, override_of
+from losskit_cli.claims import ARM, Claim
 from losskit_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def option_rows(catalogue: Catalogue, group: str | None, *, task: str | None = N
         if task is not None and not catalogue.suits_task(option, task):
             continue
         rows.append({"group": option.group, "name": option.name, "description": option.description, "source": option.source})
+    if search is not None:  # those that are called so before those that mention it
+        rows.sort(key=lambda row: not all(word in row["name"] for word in search.lower().split()))
     return rows
 
 
@@ -162,6 +165,7 @@ def describe(catalogue: Catalogue, option: Option) -> dict[str, Any]:
         "uses_if_offered": {name: QUANTITIES.get(name, "") for name in option.needs(optional=True)},
         "offers": {name: QUANTITIES.get(name, "") for name in sorted(catalogue.task_offers.get(option.name, ()))} if option.group == "task" else {},
         "tasks": catalogue.tasks_that_offer(needs) if bound else [],
+        "claim": option.values.get("claim") if option.group == "experiment" else None,
         "example": example(catalogue, option),
     }
 
@@ -169,6 +173,8 @@ def describe(catalogue: Catalogue, option: Option) -> dict[str, Any]:
 def example(catalogue: Catalogue, option: Option) -> str:
     """A command that tries the option: with data that suit it, and one parameter spelled out."""
     words = [f"{option.group}=[{option.name}]" if option.group in LIST_GROUPS else f"{option.group}={option.name}"]
+    if option.group == "experiment" and option.values.get("claim"):
+        return f"losskit reproduce {option.name}"
     if option.group in METHODS:
         tasks = catalogue.tasks_that_offer(option.needs())
         if tasks and catalogue.default_choice("task") not in tasks:
@@ -203,6 +209,8 @@ def render(description: dict[str, Any], option: Option, width: int) -> str:
             parts.append(f"{bold}{title}{reset}\n" + _columns(rows, width))
 
     shown = description["parameters"]
+    if description["claim"]:
+        block("Claims", _claim_rows(Claim.read(option.name, description["claim"])))
     block("Parameters", [(_shown_default(p), p["description"]) for p in shown])
     block("Holds", list(description["components"].items()))
     block("Filled in from the data and the trainer", list(description["filled_in"].items()))
@@ -224,10 +232,17 @@ def render(description: dict[str, Any], option: Option, width: int) -> str:
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------------------
+def _claim_rows(claim: Claim) -> list[tuple[str, str]]:
+    rows = [("what", claim.says), ("paper", claim.paper), *([("shown by", claim.shown_by)] if claim.shown_by else [])]
+    rows += [(f"{ARM}={name}", " ".join(overrides) or "as it is") for name, overrides in claim.arms.items()]
+    judged = f"{claim.metric}, {'higher' if claim.higher_is_better else 'lower'} is better, over {len(claim.seeds)} seeds"
+    return [*rows, ("judged by", judged), *([("tuned", " ".join(claim.tune))] if claim.tune else [])]
+
+
 def _hidden(parameter: Parameter, option: Option) -> bool:
     """Facts are filled in, and what the builder hands over (the parameters to optimise, the model …) is not the user's."""
     if parameter.name in option.values:
-        return False
+        return option.group == "experiment" and parameter.name == "claim"  # shown by itself
     handed_over = {"params", "model", "objective", "optimizer", "schedule", "metrics", "transforms"} if option.group in ("task", "optimizer") else set()
     return parameter.name in FACTS or parameter.name in handed_over
 

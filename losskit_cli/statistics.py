@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 CONFIDENCE = 0.95
 PAIRED = "paired t-test"
@@ -89,7 +92,7 @@ def summarise(values: Sequence[float], confidence: float = CONFIDENCE) -> Summar
     return Summary(len(finite), mean, std, mean - half, mean + half, nonfinite)
 
 
-def compare_with(group: Mapping[Hashable, float], reference: Mapping[Hashable, float], confidence: float = CONFIDENCE) -> Difference:
+def compare_with(group: Mapping[Key, float], reference: Mapping[Key, float], confidence: float = CONFIDENCE) -> Difference:
     """The difference of two groups with its interval, test and effect size; not yet corrected for further comparisons.
 
     Values whose keys are in both groups are pairs. With two pairs or more the test is the paired t-test over them (``scipy.stats.ttest_rel``), else

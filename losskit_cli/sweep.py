@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,19 @@ class SweepInterrupted(LosskitError):
     exit_code = 130
 
 
+@dataclass(frozen=True)
+class PartOf:
+    """What a sweep is a part of, which goes on with it and tells of it in its own way.
+
+    Attributes:
+        command: that goes on with the whole.
+        keep: called when the sweep is finished, to keep something with its run.
+    """
+
+    command: str
+    keep: Callable[[Sweep, SweepRun], None] = lambda sweep, run: None
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------------
 def start(
     composer: Composer, overrides: Sequence[str], *, every_point: bool = False, dry_run: bool = False, force: bool = False, json: bool, quiet: bool
@@ -70,6 +83,29 @@ def start(
             if there:  # the same command once more goes on with it
                 _go_on_with(sweep, plan, force=force)
             run_sweep(sweep, json=json, quiet=quiet)
+
+
+def run_to_end(plan: Plan, part_of: PartOf, *, json: bool, quiet: bool) -> Sweep:
+    """The sweep of ``plan``, finished: run, gone on with, or found so."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with in_words():
+        address = address_of(plan.settings["storage"])
+        require = plan.name not in sweep_names(plan)
+        if require:
+            require_logged(plan)
+        storage = open_storage(address)
+        sweep = _create(plan, storage, address) if require else Sweep.open(plan.name, storage, address)
+        if not sweep.status().done:
+            with alone(sweep):
+                run_sweep(sweep, json=json, quiet=quiet, part_of=part_of)
+        return sweep
+
+
+def sweep_names(plan: Plan) -> list[str]:
+    """Names of the studies in a plan's storage."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with in_words():
+        return [study.study_name for study in open_storage(address_of(plan.settings["storage"])).get_all_studies()]
 
 
 def _create(plan: Plan, storage: BaseStorage, address: str) -> Sweep:
@@ -195,17 +231,18 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
 
 
 # -- running -----------------------------------------------------------------------------------------------------------------
-def run_sweep(sweep: Sweep, *, json: bool, quiet: bool) -> None:
-    """Keep workers going until the sweep is done, stopped or interrupted, and say how it ended."""
+def run_sweep(sweep: Sweep, *, json: bool, quiet: bool, part_of: PartOf | None = None) -> None:
+    """Keep workers going until the sweep is done, stopped or interrupted, and say how it ended; of a part, only what went wrong is said."""
     out = Console(stderr=True, quiet=quiet or json)
     tracked = sweep.plan.config["tracking"].get("enabled", True)
     with WriterServer.start() if tracked else nullcontext():
         sweep.stop(None)
         sweep.top_up()
-        _run_sweep(sweep, out, json=json, quiet=quiet)
+        _run_sweep(sweep, out, part_of, json=json, quiet=quiet)
 
 
-def _run_sweep(sweep: Sweep, out: Console, *, json: bool, quiet: bool) -> None:
+def _run_sweep(sweep: Sweep, out: Console, part_of: PartOf | None, *, json: bool, quiet: bool) -> None:
+    again = part_of.command if part_of is not None else _again(sweep)
     run = SweepRun.begin(sweep)
     for note in (*cautions(sweep.plan), *run.notes):
         out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -216,18 +253,21 @@ def _run_sweep(sweep: Sweep, out: Console, *, json: bool, quiet: bool) -> None:
             work(sweep, run, out)
     except KeyboardInterrupt:
         sweep.stop("interrupted")  # workers that others have added end too
-        error = SweepInterrupted(f"stopped; what ran is checkpointed. Go on with: {_again(sweep)}")
+        error = SweepInterrupted(f"stopped; what ran is checkpointed. Go on with: {again}")
     except WorkersDie as dying:
-        error = RunError(f"{dying}. Go on with: {_again(sweep)}")
+        error = RunError(f"{dying}. Go on with: {again}")
     now = sweep.status()
     if error is None and now.stop:
-        error = RunError(f"{now.stop}. Go on with: {_again(sweep)}")
+        error = RunError(f"{now.stop}. Go on with: {again}")
     how = "FINISHED" if error is None else "KILLED" if isinstance(error, SweepInterrupted) or now.stop == BY_COMMAND else "FAILED"
-    _keep_report(sweep, run, out, finished=error is None)
+    if part_of is None:
+        _keep_report(sweep, run, out, finished=error is None)
+    elif error is None:
+        part_of.keep(sweep, run)
     outcome = run.end(now, how, str(error) if error else None)
     if outcome is not None and not outcome.ok:
         out.print(f"note: tracking: {outcome.error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    _report(sweep, now, json=json, quiet=quiet, error=error)
+    _report(sweep, now, json=json and part_of is None, quiet=quiet or part_of is not None, error=error)
 
 
 def _again(sweep: Sweep) -> str:
@@ -316,4 +356,4 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-__all__ = ["SweepInterrupted", "open_sweep", "resume", "run_sweep", "start", "status", "stop", "worker"]
+__all__ = ["PartOf", "SweepInterrupted", "open_sweep", "resume", "run_sweep", "run_to_end", "start", "status", "stop", "sweep_names", "worker"]

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from components.validation import did_you_mean
+from losskit_cli.claims import ARM
 from losskit_cli.compose import Composed, Composer, note_override
 from losskit_cli.errors import UsageError
 from losskit_cli.merging import flat
@@ -194,8 +195,8 @@ class TrialComposer:
                 self._added.add((groups, override.key_or_group))
 
     def _is_choice(self, override: Override) -> bool:
-        """Whether an override chooses an option, anywhere in the config: it belongs to the first step."""
-        return override.package is not None or override.key_or_group in self._groups
+        """Whether an override chooses options, anywhere in the config: it belongs to the first step."""
+        return override.package is not None or override.key_or_group in self._groups or override.key_or_group == ARM
 
     def _parse(self, text: str) -> Override:
         """Hydra's parser takes a third of a millisecond an override: numbers are read here, and other texts only once, as choices come again."""

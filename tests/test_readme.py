@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = ("README.md", "docs/tasks.md", "docs/sweeps.md")
+PAGES = ("README.md", "docs/tasks.md", "docs/sweeps.md", "docs/reproduce.md")
 NEEDS_A_RUN_OR_STORE = ("resume", "rerun", "diff", "eval", "predict", "compare", "sync", "ui", "init", "completion", "doctor", "worker", "report", "storage")
 NEEDS_A_RUN_OR_STORE += ("predict-loss",)
 NEEDS_A_SWEEP = ("--resume", "--status", "--stop")
@@ -41,7 +41,7 @@ def test_a_command_of_the_readme(losskit: Callable[..., Any], workdir: Path, tex
         arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else []), "tracking=none"]
     elif arguments[0] == "train":
         arguments = [*arguments, "trainer.fast_dev_run=true"]
-    elif arguments[0] == "sweep":
+    elif arguments[0] in ("sweep", "reproduce") and "--list" not in arguments:
         arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
     result = losskit(*arguments)
     assert result.code == 0, result.err

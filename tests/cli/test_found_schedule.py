@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from components.schedules.compose import straight
 from losskit_cli.errors import UsageError
-from losskit_cli.found_schedule import FoundSchedule, between, source_of, with_replay
+from losskit_cli.found_schedule import FoundSchedule, source_of, with_replay
 from tests.cli.found import found, write_found
 from tests.conftest import Result, invoke, trained
 
@@ -61,9 +62,6 @@ class TestFile:
         write_found(tmp_path, trained_steps=10, at=[0, 4], factors=[0.0, 2.0], stages=[stage])
         schedule = FoundSchedule.read(tmp_path / "schedule" / "found.json")
         assert not schedule.finished and schedule.factor(39) == 2.0 and schedule.stages[0].chosen is None
-
-    def test_between_takes_the_second_of_two_values_at_one_place(self) -> None:
-        assert [between([0, 2, 2, 4], [1, 1, 5, 7], x) for x in (-1, 1, 2, 3, 9)] == [1, 1, 5, 6, 7]
 
     @pytest.mark.parametrize(
         ("changed", "says"),
@@ -204,7 +202,7 @@ class TestPlot:
         shown = invoke("plot", "schedule=searched", "--json").json()
         assert (shown["kind"], shown["name"]) == ("run", "searched")
         rate, loss = shown["panels"]
-        found_rates = [0.1 * between([0, 4, 20, 20, 40], [0, 2, 2, 1, 0], step) for step in shown["x"]]
+        found_rates = [0.1 * straight([0, 4, 20, 20, 40], [0, 2, 2, 1, 0], step) for step in shown["x"]]
         assert rate["curves"]["searched"] == pytest.approx(found_rates)
         assert max(rate["curves"]["cosine"]) == pytest.approx(0.2) and max(rate["curves"]["wsd"]) == pytest.approx(0.2)
         assert set(loss["curves"]) == {"train/loss", "val/loss"} and all(map(math.isfinite, loss["curves"]["train/loss"]))
