@@ -75,8 +75,8 @@ class TestCommands:
 
     def test_arguments(self) -> None:
         assert "loss" in offered("list ")
-        assert offered("show loss=foc") == ["loss=focal"]
-        assert offered("show loss foc") == ["focal"]
+        assert offered("show loss=linear_c") == ["loss=linear_cross_entropy"]
+        assert offered("show loss linear_c") == ["linear_cross_entropy"]
         assert offered("completion z") == ["zsh"]
         assert offered("storage ") == ["serve"]
         assert offered("storage serve --p") == ["--port"]
@@ -112,9 +112,9 @@ class TestCommands:
 class TestOverrides:
     def test_groups_and_options(self) -> None:
         assert offered("train lo") == ["loss="]
-        assert offered("train loss=foc") == ["loss=focal"]
+        assert offered("train loss=linear_c") == ["loss=linear_cross_entropy"]
         assert offered("train loss=focal sched") == ["schedule="]
-        assert {c.help for c in complete(["train", "loss=foc"])} == {Catalogue.default().option("loss", "focal").description}
+        assert {c.help for c in complete(["train", "loss=linear_c"])} == {Catalogue.default().option("loss", "linear_cross_entropy").description}
 
     def test_every_option_of_every_group(self) -> None:
         catalogue = Catalogue.default()
@@ -130,7 +130,7 @@ class TestOverrides:
         assert "regularizer=[l1" in offered("train regularizer=")
         assert offered("train regularizer=[l1,l") == ["regularizer=[l1,l2"]
         assert offered("train regularizer=[l1") == ["regularizer=[l1]", "regularizer=[l1,"]
-        assert offered("train -m loss=focal,poly") == ["loss=focal,poly1"]
+        assert offered("train -m loss=focal,next") == ["loss=focal,next_token"]
 
     def test_keys_of_the_chosen_option(self) -> None:
         assert offered("train loss=focal loss.ga") == ["loss.gamma="]
@@ -154,7 +154,7 @@ class TestOverrides:
         assert offered("train loss=focal loss.gamma=") == ["loss.gamma=2.0"]
 
     def test_prefixes(self) -> None:
-        assert offered("train +loss=foc") == ["+loss=focal"]
+        assert offered("train +loss=linear_c") == ["+loss=linear_cross_entropy"]
         assert offered("train ~reg") == ["~regularizer"]
         assert offered("train loss=focal ~loss.ga") == ["~loss.gamma"]
         assert offered("train ++loss=focal ++loss.ga") == ["++loss.gamma="]
@@ -199,7 +199,7 @@ class TestRunsAndFiles:
         assert offered("resume ") == ["kd-digits-s1", "focal-digits-s0"]
         assert offered("rerun abc") == ["abc123"]
         assert offered("diff kd-digits-s1 foc") == ["focal-digits-s0"]
-        assert offered("rerun abc123 loss=foc") == ["loss=focal"]
+        assert offered("rerun abc123 loss=linear_c") == ["loss=linear_cross_entropy"]
         assert offered("compare --metric val") == ["val/loss"]
 
     def test_store_named_by_the_environment(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,23 +246,23 @@ class TestShells:
         assert split_line("10", "losskit tr loss=focal", WORDBREAKS) == (["tr"], 0, False)
 
     def test_bash_gets_what_follows_the_last_wordbreak(self, capsys: pytest.CaptureFixture[str]) -> None:
-        line = "losskit train loss=foc"
+        line = "losskit train loss=linear_c"
         main(["bash", str(len(line)), line, WORDBREAKS])
-        assert capsys.readouterr().out == "focal \n"
+        assert capsys.readouterr().out == "linear_cross_entropy \n"
         line = "losskit train lo"
         main(["bash", str(len(line)), line, WORDBREAKS])
         assert capsys.readouterr().out == "loss=\n"
 
     def test_zsh_and_fish_get_words_and_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        description = Catalogue.default().option("loss", "focal").description
-        main(["zsh", "train", "loss=foc"])
-        assert capsys.readouterr().out == f"loss=focal \t{description}\n"
-        main(["fish", "train", "loss=foc"])
-        assert capsys.readouterr().out == f"loss=focal\t{description}\n"
+        description = Catalogue.default().option("loss", "linear_cross_entropy").description
+        main(["zsh", "train", "loss=linear_c"])
+        assert capsys.readouterr().out == f"loss=linear_cross_entropy \t{description}\n"
+        main(["fish", "train", "loss=linear_c"])
+        assert capsys.readouterr().out == f"loss=linear_cross_entropy\t{description}\n"
         main(["zsh", "train", "lo"])
         assert capsys.readouterr().out == "loss=\t\n"
-        main(["fish", "train", "'loss=foc"])
-        assert capsys.readouterr().out.startswith("loss=focal\t")
+        main(["fish", "train", "'loss=linear_c"])
+        assert capsys.readouterr().out.startswith("loss=linear_cross_entropy\t")
         main(["fish", "train", "regularizer=[l1,jac"])
         assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["regularizer=[l1,jacobian]", "regularizer=[l1,jacobian,"]
 
@@ -352,18 +352,18 @@ class TestRealBash:
     def test_words(self, bash: Bash) -> None:
         assert bash.words_after_tab("losskit tra", "x") == ["losskit", "train", "x"]
         assert bash.words_after_tab("losskit train los", "x") == ["losskit", "train", "loss=x"]
-        assert bash.words_after_tab("losskit train loss=foc", "x") == ["losskit", "train", "loss=focal", "x"]
+        assert bash.words_after_tab("losskit train loss=linear_c", "x") == ["losskit", "train", "loss=linear_cross_entropy", "x"]
         assert bash.words_after_tab("losskit train loss=focal loss.gam", "3") == ["losskit", "train", "loss=focal", "loss.gamma=3"]
         assert bash.words_after_tab("losskit train regularizer=[l1,jac", "]") == ["losskit", "train", "regularizer=[l1,jacobian]"]
         assert bash.words_after_tab("losskit train +loss@aux", "kd=kd") == ["losskit", "train", "+loss@auxiliary.kd=kd"]
-        assert bash.words_after_tab("losskit train +loss@auxiliary.k", "kd") == ["losskit", "train", "+loss@auxiliary.kd=kd"]
+        assert bash.words_after_tab("losskit train +loss@auxiliary.nex", "kd") == ["losskit", "train", "+loss@auxiliary.next_token=kd"]
         assert bash.words_after_tab("losskit train ++trainer.max_ep", "2") == ["losskit", "train", "++trainer.max_epochs=2"]
         assert bash.words_after_tab("losskit train ~regul", "x") == ["losskit", "train", "~regularizer", "x"]
-        assert bash.words_after_tab("losskit train 'loss=foc") == ["losskit", "train", "loss=focal"]
+        assert bash.words_after_tab("losskit train 'loss=linear_c") == ["losskit", "train", "loss=linear_cross_entropy"]
         assert bash.words_after_tab("losskit train 'regularizer=[l1,jac") == ["losskit", "train", "regularizer=[l1,jacobian"]
         assert bash.words_after_tab("losskit train --dry", "x") == ["losskit", "train", "--dry-run", "x"]
-        assert bash.words_after_tab("A=1 losskit train loss=poly", "x")[-2:] == ["loss=poly1", "x"]
+        assert bash.words_after_tab("A=1 losskit train loss=next", "x")[-2:] == ["loss=next_token", "x"]
 
     def test_second_command_of_a_line(self, bash: Bash) -> None:
-        os.write(bash.terminal, b"true; losskit train loss=poly\tx")
-        assert "loss=poly1 x" in bash.read_until("1 x")
+        os.write(bash.terminal, b"true; losskit train loss=next\tx")
+        assert "loss=next_token x" in bash.read_until("n x")
