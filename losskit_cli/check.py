@@ -205,7 +205,7 @@ def _is_plain(hint: Any) -> bool:
     if origin is typing.Literal:
         return True
     if origin is None:
-        return hint in PLAIN_TYPES
+        return not isinstance(hint, list) and hint in PLAIN_TYPES  # a list: of a function's arguments
     return all(_is_plain(part) for part in typing.get_args(hint) if part is not Ellipsis)
 
 

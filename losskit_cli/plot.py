@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
     from losskit_cli.found_schedule import RunSource
 
-CLASSIFICATION = ({"logits", "target"}, {"logits", "target_multi_hot"}, {"logits", "target", "target_multi_hot"})
-REGRESSION = ({"prediction", "target"}, {"prediction", "log_variance", "target"}, {"quantiles", "target"})
+KINDS: dict[str, frozenset[str]] = {
+    "classification": frozenset({"logits", "target", "target_multi_hot", "index"}),
+    "regression": frozenset({"prediction", "target", "log_variance", "quantiles"}),
+    "ranking": frozenset({"positive_scores", "negative_scores"}),
+    "embedding": frozenset({"embeddings", "target", "step"}),
+}
+"""What can be drawn: a loss that needs nothing but these quantities, of one kind."""
+MARGIN = "margin: logit of the right class − logit of the other"
 POINTS = 161
 FACTS = {
     "num_classes": 2,
+    "embedding_dim": 3,
     "num_outputs": 2,
     "class_counts": [500, 500],
     "class_names": ["other", "target"],
@@ -122,11 +129,13 @@ def schedule_picture(schedule: Callable[[int], float], name: str, total_steps: i
 
 
 def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = None) -> Picture:
-    """The loss of one sample and its derivative: against the margin of the right class, or against the error.
+    """The loss and its derivative against the one number that says most of it.
 
     Classification: two classes with logits ``(m/2, -m/2)``, the first being right, so ``m`` is the margin (a loss over single labels: one label with
-    logit ``m``); beside cross-entropy. Regression: target 0 (or 1, where the loss has no value at 0), unit predicted variance, all quantiles alike;
-    beside the squared error.
+    logit ``m``); beside cross-entropy. Regression: target 0 (or 1, where the loss has no value at 0), unit predicted variance, all quantiles alike, against
+    the error; beside the squared error. Ranking: one wanted candidate and one other, against the lead of the first; beside the logistic loss (BPR).
+    Metric learning: two samples of one class and two of another, in turn the two classes apart and each class together, against the cosine of the one
+    pair, or the classes, that moves.
 
     Args:
         loss: the loss, of any reduction.
@@ -134,31 +143,56 @@ def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = 
         inputs: parameter -> quantity, where its parameters have names of their own.
     """
     import torch
+    from torch.nn import functional as F
 
-    if getattr(loss, "pairwise", False):
-        raise UsageError(f"loss={name} compares samples of a batch with each other, so there is no one number to draw it against")
+    names = {parameter: (inputs or {}).get(parameter, parameter) for parameter in _required(loss)}
+    kind = _kind(names.values())
+    if kind == "embedding":
+        return _embedding_picture(loss, name, names)
     if hasattr(loss, "reduction"):
         setattr(loss, "reduction", "none")  # noqa: B010  (any module's, not only our own Loss)
-    names = {parameter: (inputs or {}).get(parameter, parameter) for parameter in _required(loss)}
-    classification = "logits" in names.values()
-    x = torch.linspace(-6, 6, POINTS) if classification else torch.linspace(-4, 4, POINTS)
-    values, slopes = _curve(loss, names, x, classification, name)
+    x = torch.linspace(-4, 4, POINTS) if kind == "regression" else torch.linspace(-6, 6, POINTS)
+    forms = {"classification": _class_forms, "ranking": _ranking_forms}.get(kind or "", lambda: _error_forms(loss))()
+    values, slopes = _curve(loss, names, x, forms, name)
     point = x.double()
-    if classification:
-        baseline, other, against = torch.nn.functional.softplus(-point), -torch.sigmoid(-point), "margin: logit of the right class − logit of the other"
-    else:
-        baseline, other, against = point**2, 2 * point, "error: prediction − target"
-    usual = "cross-entropy" if classification else "squared error"
+    logistic = F.softplus(-point), -torch.sigmoid(-point)
+    usual, (baseline, other), against = {
+        "classification": ("cross-entropy", logistic, MARGIN),
+        "ranking": ("logistic (BPR)", logistic, "lead: score of the wanted candidate − score of the other"),
+    }.get(kind or "", ("squared error", (point**2, 2 * point), "error: prediction − target"))
     panels = [Panel("loss", {name: values, usual: baseline.tolist()}), Panel("gradient", {name: slopes, usual: other.tolist()})]
     return Picture("loss", name, f"loss={name}", against, x.tolist(), panels)
 
 
-def _curve(loss: nn.Module, names: Mapping[str, str], x: Tensor, classification: bool, name: str) -> tuple[list[float], list[float]]:
-    """Value and slope at each point, one sample at a time; the first form of input that the loss takes is used."""
+def _embedding_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> Picture:
+    """Two samples of each of two classes: one pair of a class moves apart, or one class towards the other."""
+    import torch
+
+    torch.manual_seed(0)  # what such a loss has learnt of the classes, it has not
+    x = torch.linspace(-0.98, 0.98, POINTS)
+
+    def form(moving: int) -> Callable[[Tensor], dict[str, Tensor]]:
+        def quantities(cosine: Tensor) -> dict[str, Any]:
+            sine, zero, one = (1 - cosine.square()).sqrt(), torch.zeros_like(cosine), torch.ones_like(cosine)
+            first, moved, away = torch.stack([one, zero, zero]), torch.stack([cosine, sine, zero]), torch.stack([zero, zero, one])
+            rows = [first, moved, away, away] if moving == 1 else [first, first, moved, moved]
+            return {"embeddings": torch.stack(rows), "target": torch.tensor([0, 0, 1, 1]), "step": 0}
+
+        return quantities
+
+    curves = {text: _curve(loss, names, x, [form(moving)], name) for moving, text in ((1, "of the same class"), (2, "of the other class"))}
+    panels = [Panel(label, {text: curve[i] for text, curve in curves.items()}) for i, label in enumerate(("loss", "gradient"))]
+    return Picture("loss", name, f"loss={name}: two classes of two samples each", "cosine to the samples …", x.tolist(), panels)
+
+
+def _curve(
+    loss: nn.Module, names: Mapping[str, str], x: Tensor, forms: Sequence[Callable[[Tensor], Mapping[str, Any]]], name: str
+) -> tuple[list[float], list[float]]:
+    """Value and slope at each point, one at a time; the first form of input that the loss takes is used."""
     import torch
 
     problems: list[str] = []
-    for form in _class_forms() if classification else _error_forms(loss):
+    for form in forms:
         if not set(names.values()) <= form(x[0]).keys():
             continue
         try:
@@ -179,7 +213,14 @@ def _curve(loss: nn.Module, names: Mapping[str, str], x: Tensor, classification:
             problems.append("it does not change there")
         else:
             return values, slopes
-    raise UsageError(f"loss={name} takes no single sample: {problems[0]}")
+    raise UsageError(f"loss={name} cannot be drawn against one number: {problems[0]}")
+
+
+def _ranking_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
+    def quantities(lead: Tensor) -> dict[str, Tensor]:
+        return {"positive_scores": (lead / 2).reshape(1), "negative_scores": (-lead / 2).reshape(1, 1)}
+
+    return [quantities]
 
 
 def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
@@ -187,7 +228,7 @@ def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
     import torch
 
     def one_label(margin: Tensor) -> dict[str, Tensor]:
-        return {"logits": margin.reshape(1, 1), "target_multi_hot": torch.ones(1, 1)}
+        return {"logits": margin.reshape(1, 1), "target_multi_hot": torch.ones(1, 1), "index": torch.zeros(1, dtype=torch.long)}
 
     def form(*extra: int) -> Callable[[Tensor], dict[str, Tensor]]:
         def quantities(margin: Tensor) -> dict[str, Tensor]:
@@ -196,6 +237,7 @@ def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
                 "logits": logits,
                 "target": torch.zeros((1, *extra), dtype=torch.long),
                 "target_multi_hot": torch.tensor([1.0, 0.0]).reshape(1, 2, *extra),
+                "index": torch.zeros(1, dtype=torch.long),
             }
 
         return quantities
@@ -259,16 +301,17 @@ def _run_named(overrides: Iterable[str], catalogue: Catalogue) -> RunSource | No
 
 def _require_plottable(catalogue: Catalogue, name: str) -> None:
     needs = catalogue.option("loss", name).needs()
-    if needs and not _plottable(needs):
-        others = [option.name for option in catalogue.options("loss") if _plottable(option.needs())]
+    if needs and _kind(needs) is None:
+        others = [option.name for option in catalogue.options("loss") if _kind(option.needs())]
         raise UsageError(
-            f"loss={name} needs {', '.join(needs)}: there is no one number to draw it against. What can be drawn needs logits and a target, "
-            f"or a prediction and a target: {', '.join(others)}"
+            f"loss={name} needs {', '.join(needs)}: there is no one number to draw it against. What can be drawn needs logits, a prediction or embeddings "
+            f"and a target, or scores of candidates: {', '.join(others)}"
         )
 
 
-def _plottable(needs: Iterable[str]) -> bool:
-    return set(needs) in (*CLASSIFICATION, *REGRESSION)
+def _kind(needs: Iterable[str]) -> str | None:
+    """Which of :data:`KINDS` offers all that is needed."""
+    return next((kind for kind, offered in KINDS.items() if set(needs) and set(needs) <= offered), None)
 
 
 def _inputs(node: Mapping[str, Any]) -> dict[str, str]:

@@ -87,30 +87,55 @@ class TestLoss:
         assert shown["panels"][0]["curves"]["l1"] == pytest.approx([abs(x) for x in shown["x"]], abs=1e-5)
         assert shown["panels"][0]["curves"]["squared error"] == pytest.approx([x * x for x in shown["x"]], abs=1e-4)
 
-    def test_every_shipped_loss_is_drawn_or_refused_by_what_it_needs(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        drawn = set()
+    def test_every_shipped_loss_is_drawn_or_refused_in_words(
+        self, workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At a few points each, and without the file."""
+        monkeypatch.setattr("losskit_cli.plot.POINTS", 17)
+        monkeypatch.setattr("losskit_cli.plot.save", lambda picture, file: None)
+        drawn, refused = set(), set()
         for name in Catalogue.default().option_names("loss"):
             try:
                 run_plot([f"loss={name}"], json=True)
             except UsageError as error:
-                assert f"loss={name} needs" in str(error), error
-                assert "focal" in str(error)
+                assert f"loss={name} needs" in str(error) or f"loss={name} cannot be drawn against one number: " in str(error), error
+                refused.add(name)
             else:
                 drawn.add(name)
                 value, gradient = json.loads(capsys.readouterr().out)["panels"]
-                assert any(gradient["curves"][name]), name
-                assert all(map(math.isfinite, value["curves"][name])), name
-        assert {"focal", "dice", "gaussian_nll", "quantile", "poly1", "huber"} <= drawn
+                first = next(iter(value["curves"]))
+                assert any(gradient["curves"][first]), name
+                assert all(map(math.isfinite, value["curves"][first])), name
+        assert {"focal", "dice", "gaussian_nll", "quantile", "poly1", "huber", "bpr", "triplet", "arcface"} <= drawn
+        assert {"kd", "info_nce"} <= refused and len(drawn) > 2 * len(refused)
+
+    def test_ranking_is_drawn_against_the_lead(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["loss=bpr"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        value, gradient = (panel["curves"] for panel in shown["panels"])
+        assert value["bpr"] == pytest.approx(value["logistic (BPR)"], abs=1e-5)
+        assert gradient["bpr"] == pytest.approx(gradient["logistic (BPR)"], abs=1e-5)
+
+    def test_embeddings_are_drawn_against_the_cosine(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The triplet loss on unit vectors, margin 0.2: a pair at cosine c of its anchor, the negatives at cosine 0."""
+        run_plot(["loss=triplet"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        slopes = {name: shown["panels"][1]["curves"][name] for name in ("of the same class", "of the other class")}
+        assert min(slopes["of the other class"]) >= -1e-6 < max(slopes["of the other class"]), "nearer to the other class is worse"
+        assert max(slopes["of the same class"]) <= 1e-6, "nearer to its own class is better"
 
     def test_third_partys_names(self) -> None:
         picture = loss_picture(torch.nn.MSELoss(), "theirs", {"input": "prediction"})
         assert picture.panels[0].curves["theirs"] == pytest.approx(picture.panels[0].curves["squared error"], abs=1e-5)
 
-    def test_pairwise_loss_is_refused(self) -> None:
+    def test_a_loss_that_cannot_take_one_sample_is_refused(self) -> None:
         class Pairs(torch.nn.Module):
-            pairwise = True
+            def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+                if len(prediction) < 2:
+                    raise ValueError("prediction must hold two samples")
+                return prediction.diff(dim=0).mean()
 
-        with pytest.raises(UsageError, match="compares samples of a batch"):
+        with pytest.raises(UsageError, match="loss=pairs cannot be drawn against one number: prediction must hold two samples"):
             loss_picture(Pairs(), "pairs")
 
 
