@@ -26,6 +26,12 @@ QUANTITIES: dict[str, str] = {
     # classification, segmentation, language modelling
     "logits": "(N, C) or (N, C, d1, …) raw class scores",
     "target_multi_hot": "(N, C) or (N, C, d1, …) float in {0, 1}: one-hot for one class per sample, multi-hot for several",
+    # ranking: candidates are the classes of logits and target_multi_hot, (N, L), NaN in target_multi_hot for one that is left out
+    "positive_scores": "(N,) score of one wanted candidate of each query",
+    "negative_scores": "(N, M) scores of sampled candidates that are not wanted",
+    "branch_logits": "(N, C, K) raw scores of the K branches of a model, logits fuses them",
+    "bids": "(N, C) what each ad of an auction bids for a click, >= 0",
+    "click_rate": "(N, C) true click probabilities, where they are known: for metrics",
     # regression, forecasting
     "prediction": "the point prediction, shaped like target",
     "log_variance": "predicted log variance, shaped like target (a loss with head='gaussian')",
@@ -43,6 +49,57 @@ QUANTITIES: dict[str, str] = {
     # language modelling
     "hidden_states": "(N, T, D) the last hidden states, before the output layer",
     "output_weight": "(V, D) the output layer's weight",
+    # segmentation by several raters, and of crops
+    "sample_logits": "(N, S, C, d1, …) raw class scores of S segmentations drawn from a probabilistic model",
+    "rater_targets": "(N, R, d1, …) the masks of R raters, class indices",
+    "latent_kl": "(N,) Kullback-Leibler divergence of the latent's posterior from its prior",
+    "target_projections": "for each axis (N, C, …) without it, in [0, 1]: the largest along it of the whole that the target is a crop of",
+    # separation of sources
+    "mixture": "(N, L) the mixture's signal",
+    "mixture_magnitudes": "(N, F, T) magnitude spectrogram of the mixture",
+    "target_signals": "(N, K, L) signals of the sources",
+    "target_magnitudes": "(N, K, F, T) magnitude spectrograms of the sources",
+    # class-incremental learning: what is kept of classes whose samples are gone
+    "feature_means": "(M, D) means of Gaussians that stand for the features of classes",
+    "feature_covariances": "(M, D, D) their covariances, or (M, D) variances",
+    "class_target": "(M,) the class of each of these Gaussians, long",
+    "is_old": "(M,) 1 for a class of an earlier phase, else 0",
+    "output_bias": "(C,) the output layer's bias",
+    # label proportions
+    "proportions": "(N, C) share of each class among the samples of the sample's bag",
+    "bag": "(N,) number of the sample's bag, long",
+    "bag_size": "(N,) samples in the sample's bag",
+    "instance_target": "(N,) classes of single samples where training knows bags alone: for metrics, of validation and test",
+    # pairs of views with noisy correspondence
+    "embeddings_1": "(N, D) embedding of each pair's first view, of all heads",
+    "embeddings_2": "(N, D) embedding of each pair's second view, of all heads",
+    "training_losses": "(H, num_samples) loss of every training sample under each of H heads, at the start of the epoch",
+    # adversarial calibration
+    "adversarial_embeddings": "(N, D) embeddings of inputs that an adversary has changed",
+    "clean_embeddings": "(N, D) embeddings of the inputs as they are, where there are adversarial_embeddings too",
+    "class_centers": "(C, D) fixed centre of each class among the embeddings",
+    # differential equations
+    "residual": "(N, K) what is left of the K differential equations at the points, 0 where the model solves them",
+    "initial_residual": "(N, K) the model at time 0 less the initial values",
+    "boundary_residual": "(N, K) the model at one end of the domain less that at the other, at the points' times",
+    # decisions
+    "lifetime_value": "(N,) what a customer is worth over the years if kept, in money",
+    # sparse recovery
+    "measurement_residual": "(N, M) the measurements of the predicted signal less the given ones",
+    # pictures
+    "image": "(N, C, H, W) the picture that the model puts out",
+    "target_image": "(N, C, H, W) the picture that it should be",
+    # ratings
+    "target_mean": "(N,) or (N, d1, …) mean rating, on the scale of the levels 1 … C",
+    "target_std": "(N,) or (N, d1, …) standard deviation of the ratings, on the same scale",
+    "group": "(N,) which data set (rater, query …) a sample is of, long",
+    "level_score": "(N,) expected level of the predicted distribution, in [1, C]",
+    # densities
+    "log_density": "(N,) the model's unnormalised log density of the data",
+    "log_noise": "(N,) the log density of the data under the noise distribution",
+    "noise_log_density": "(N, R) the model's unnormalised log density of R noise samples to a sample of data",
+    "noise_log_noise": "(N, R) the log density of the noise samples under the noise distribution",
+    "normalised_log_density": "(N,) log_density less the logarithm of its integral over a grid",
 }
 
 FACTS: dict[str, str] = {
@@ -52,12 +109,13 @@ FACTS: dict[str, str] = {
     "num_samples": "training samples",
     "num_features": "input columns of a table",
     "in_channels": "input channels of an image or a series",
-    "image_size": "height and width of an image",
+    "image_size": "height and width of an image; depth, height and width of a volume",
     "input_shape": "shape of one input, without the batch",
     "num_targets": "columns to predict",
     "target_kind": "multiclass | multilabel | real",
     "history_length": "L, observed steps before the forecast",
     "horizon": "H, steps to forecast",
+    "item_features": "features of each candidate of a ranking, L lists of F numbers",
     "vocab_size": "tokens of the vocabulary",
     "sequence_length": "tokens of one sample",
     "num_outputs": "outputs that the task and the loss need from the model",
@@ -67,6 +125,8 @@ FACTS: dict[str, str] = {
     "total_steps": "optimizer steps of the whole run",
     "steps_per_epoch": "optimizer steps of one epoch",
     "batch_size": "samples in a batch, over all devices",
+    "equation": "the differential equation that the data solve, a dict of its coefficients",
+    "measurement_matrix": "the matrix that takes a signal to its measurements, a list of M rows of N numbers",
 }
 
 

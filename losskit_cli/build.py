@@ -172,6 +172,8 @@ class Builder:
             except KeyError as error:
                 raise UsageError(f"{self._named('task')} does not go with {self._named('data')}: that data has no {error.args[0]!r}") from error
         model: nn.Module = self.make("model", config["model"])
+        if getattr(task_class, "post_hoc", False):
+            model = self.predictor(model, options, data)
         if hasattr(model, "feature_dim"):
             self.facts["feature_dim"] = model.feature_dim
         given: dict[str, Any] = {"model": model, "objective": None}
@@ -245,6 +247,18 @@ class Builder:
             return teacher
         with user_errors(self._named("task")):
             return components.tasks.train_teacher(teacher, data, epochs=options["teacher_epochs"], lr=options["teacher_lr"], seed=self.config["seed"])
+
+    def predictor(self, model: nn.Module, options: Mapping[str, Any], data: DataModule) -> nn.Module:
+        """The frozen classifier of a stage that comes after it: a finished run's model, or ``model``, trained first."""
+        if options.get("predictor_run"):
+            if self.load_model is None:
+                raise UsageError("task.predictor_run needs the run store")
+            return self.load_model(str(options["predictor_run"]))
+        if not self.train_teacher:
+            return model
+        training = {"held_out": options["held_out"], "epochs": options["predictor_epochs"], "lr": options["predictor_lr"], "seed": self.config["seed"]}
+        with user_errors(self._named("task")):
+            return components.tasks.train_predictor(model, data, **training)
 
     def callbacks(self, task: Task, data: DataModule, saving: bool) -> list[lightning.Callback]:
         made = []

@@ -228,15 +228,20 @@ class Catalogue:
                 offers[option.name] = option.info.names("offers").union(*common)
         return offers
 
-    def tasks_that_offer(self, names: Iterable[str]) -> list[str]:
-        """Task options that offer all of ``names``."""
-        wanted = set(names)
-        return [task for task, offered in self.task_offers.items() if wanted <= offered]
+    @cached_property
+    def dense_tasks(self) -> frozenset[str]:
+        """Task options whose logits are of pixels or tokens."""
+        return frozenset(option.name for option in self.options("task") if option.info is not None and option.info.flag("dense"))
+
+    def tasks_for(self, option: Option) -> list[str]:
+        """Task options that can feed a loss, a regularizer … of conf."""
+        return [task for task in self.task_offers if self.suits_task(option, task)]
 
     def suits_task(self, option: Option, task: str) -> bool:
         """Whether ``task`` can feed ``option``; a data option suits the task that it names itself."""
         if option.group in METHODS:
-            return set(option.needs()) <= self.task_offers[task]
+            fed = set(option.needs()) <= self.task_offers[task]
+            return fed and not (task in self.dense_tasks and option.info is not None and option.info.flag("dense") is False)
         named = override_of(option, "task")
         return named is None or named == task
 

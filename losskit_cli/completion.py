@@ -345,7 +345,7 @@ class Overrides:
             choices = ["true", "false"]
         if choices:
             yield from (Candidate(f"{quote}{before}{choice}") for choice in choices if choice not in before.split(","))
-        elif key in ("schedule.run", "task.teacher_run"):
+        elif key in ("schedule.run", "task.teacher_run", "task.predictor_run"):
             yield from (c._replace(value=quote + c.value) for c in runs(value))
         elif name in ("path", "ckpt_path", "dir", "directory", "root", "output_dir") or "/" in value:
             yield from (c._replace(value=quote + c.value) for c in files(value))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from components.quantities import FACTS, QUANTITIES
 from components.validation import did_you_mean
 from losskit_cli.catalogue import LIST_GROUPS, METHODS, RESERVED, Catalogue, Option, as_text, default_group, override_of
-from losskit_cli.claims import ARM, Claim
 from losskit_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def describe(catalogue: Catalogue, option: Option) -> dict[str, Any]:
         "needs": {name: QUANTITIES.get(name, "") for name in needs},
         "uses_if_offered": {name: QUANTITIES.get(name, "") for name in option.needs(optional=True)},
         "offers": {name: QUANTITIES.get(name, "") for name in sorted(catalogue.task_offers.get(option.name, ()))} if option.group == "task" else {},
-        "tasks": catalogue.tasks_that_offer(needs) if bound else [],
+        "tasks": catalogue.tasks_for(option) if bound else [],
         "claim": option.values.get("claim") if option.group == "experiment" else None,
         "example": example(catalogue, option),
     }
@@ -176,7 +175,7 @@ def example(catalogue: Catalogue, option: Option) -> str:
     if option.group == "experiment" and option.values.get("claim"):
         return f"losskit reproduce {option.name}"
     if option.group in METHODS:
-        tasks = catalogue.tasks_that_offer(option.needs())
+        tasks = catalogue.tasks_for(option)
         if tasks and catalogue.default_choice("task") not in tasks:
             data = next((d.name for d in catalogue.options("data") if override_of(d, "task") in tasks), None)
             words.insert(0, f"data={data}" if data else f"task={tasks[0]}")
@@ -210,7 +209,7 @@ def render(description: dict[str, Any], option: Option, width: int) -> str:
 
     shown = description["parameters"]
     if description["claim"]:
-        block("Claims", _claim_rows(Claim.read(option.name, description["claim"])))
+        block("Claims", _claim_rows(option.name, description["claim"]))
     block("Parameters", [(_shown_default(p), p["description"]) for p in shown])
     block("Holds", list(description["components"].items()))
     block("Filled in from the data and the trainer", list(description["filled_in"].items()))
@@ -232,7 +231,10 @@ def render(description: dict[str, Any], option: Option, width: int) -> str:
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------------------
-def _claim_rows(claim: Claim) -> list[tuple[str, str]]:
+def _claim_rows(name: str, node: Any) -> list[tuple[str, str]]:
+    from losskit_cli.claims import ARM, Claim
+
+    claim = Claim.read(name, node)
     rows = [("what", claim.says), ("paper", claim.paper), *([("shown by", claim.shown_by)] if claim.shown_by else [])]
     rows += [(f"{ARM}={name}", " ".join(overrides) or "as it is") for name, overrides in claim.arms.items()]
     judged = f"{claim.metric}, {'higher' if claim.higher_is_better else 'lower'} is better, over {len(claim.seeds)} seeds"

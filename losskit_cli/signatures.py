@@ -175,6 +175,14 @@ class ClassInfo:
                 return _strings(value, info)
         return frozenset()
 
+    def flag(self, attribute: str) -> bool | None:
+        """A class attribute written as ``True`` or ``False``; None without one."""
+        for info in self.mro:
+            value = info._attribute(attribute)
+            if isinstance(value, ast.Constant) and isinstance(value.value, bool):
+                return value.value
+        return None
+
     # -- steps -------------------------------------------------------------------------------------------------------------
     @cached_property
     def _collected(self) -> tuple[list[Parameter], bool]:

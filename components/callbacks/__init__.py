@@ -2,6 +2,7 @@
 
 from components.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, DamagedCheckpointError, is_intact, newest_intact
 from components.callbacks.interrupts import Interrupts, TrainingInterrupted
+from components.callbacks.nlm_alignment import NLMAlignment, nlm_alignment
 from components.callbacks.optimizer_modes import OptimizerModes
 from components.callbacks.probes import Prober, ProbeStopped, Snapshot, Tried
 from components.callbacks.telling import Telling
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpointError",
     "Interrupts",
+    "NLMAlignment",
     "OptimizerModes",
     "ProbeStopped",
     "Prober",
@@ -20,4 +22,5 @@ __all__ = [
     "Tried",
     "is_intact",
     "newest_intact",
+    "nlm_alignment",
 ]

@@ -242,7 +242,7 @@ def check_target(samples: Samples) -> None:
         return
     classes = 2 if samples.target_kind == "multilabel" else len(samples.class_names)
     outside = (target < 0) | (target >= classes)
-    if target.ndim == 3:  # pixels may be left out of the loss
+    if target.ndim >= 3:  # pixels may be left out of the loss
         outside &= target != IGNORED
     if bool(outside.any()):
         first = outside.nonzero()[0]

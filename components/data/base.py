@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,52 +14,13 @@ import torch
 from torch import Tensor
 
 from components.data.corruption import Corruption
+from components.data.samplers import BatchOrder as BatchOrder  # it is looked for here
+from components.data.samplers import ClassBatchOrder, check_classes
 from components.validation import require
 
 Batch = dict[str, Any]
 Split = dict[str, Tensor]
 """A data set in memory: equally long tensors ``inputs``, ``target``, … ; ``index`` is added when batches are drawn."""
-
-
-@dataclass
-class BatchOrder:
-    """Which samples form which batch: a pure function of ``(seed, epoch)``, so training can go on anywhere in an epoch.
-
-    Args:
-        num_samples: size of the set.
-        batch_size: samples a batch *on one rank*; over all ranks a step sees ``batch_size * world_size``.
-        shuffle: a new permutation every epoch.
-        drop_last: leave out an incomplete last batch. With several ranks of a shuffled (training) order, the last batch is
-            filled up from the epoch's start instead, so that ranks stay equal.
-    """
-
-    num_samples: int
-    batch_size: int
-    shuffle: bool = False
-    drop_last: bool = False
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
-        return whole + (1 if rest and not self.drop_last else 0)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
-        """Index tensors of this rank's batches of ``epoch``, from batch ``start`` on."""
-        order = self.permutation(epoch)
-        step = self.batch_size * self.world_size
-        for first in range(start * step, len(self) * step, step):
-            both = order[first : first + step]
-            if self.world_size > 1 and self.shuffle and len(both) < step:
-                both = torch.cat([both, order.repeat(step // len(order) + 1)[: step - len(both)]])
-            yield both[self.rank :: self.world_size] if self.world_size > 1 else both
-
-    def permutation(self, epoch: int) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(self.num_samples)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % (1 << 63))
-        return torch.randperm(self.num_samples, generator=generator)
 
 
 class BatchLoader:
@@ -120,6 +81,8 @@ class DataModule(lightning.LightningDataModule):
         batch_size: samples a batch on each device.
         eval_batch_size: the same for validation and test; default: the larger of ``batch_size`` and 512.
         drop_last: leave out an incomplete last training batch.
+        samples_per_class: make training batches of that many samples of each of ``batch_size / samples_per_class`` classes
+            (:class:`~components.data.samplers.ClassBatchOrder`); ``None``: of any samples.
         seed: order of the training batches, and corruptions.
         split_seed: which samples go into which split (of a synthetic set: the draw itself); unused where time splits.
         val_fraction, test_fraction: shares of the samples for validation and test, in [0, 1), together < 1.
@@ -141,6 +104,7 @@ class DataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
+        samples_per_class: int | None = None,
         seed: int = 0,
         split_seed: int = 0,
         val_fraction: float = 0.15,
@@ -160,6 +124,8 @@ class DataModule(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or max(batch_size, 512)
         self.drop_last = drop_last
+        require(samples_per_class is None or samples_per_class >= 1, "samples_per_class must be >= 1, or null", samples_per_class)
+        self.samples_per_class = samples_per_class
         self.seed = seed
         self.split_seed = split_seed
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -189,6 +155,8 @@ class DataModule(lightning.LightningDataModule):
         train = self.corrupt(train)
         size = self.size(train)
         require(self.batch_size <= size, f"batch_size must be at most the {size} training samples", self.batch_size)
+        if self.samples_per_class is not None:
+            check_classes(train["target"], self.target_kind, self.batch_size, self.samples_per_class)
         self.splits = {"train": train, "val": val, "test": test}
 
     def corrupt(self, train: Split) -> Split:
@@ -285,6 +253,8 @@ class DataModule(lightning.LightningDataModule):
         order = BatchOrder(
             self.size(self.splits[split]), batch_size, shuffle=shuffle, drop_last=drop_last, seed=self.seed, rank=self.rank, world_size=self.world_size
         )
+        if shuffle and self.samples_per_class is not None:
+            order = ClassBatchOrder(**vars(order), target=self.splits[split]["target"], samples_per_class=self.samples_per_class)
         return BatchLoader(order, partial(self.fetch, split), position, self.stream(split))
 
     def fetch(self, split: str, index: Tensor) -> Batch:
@@ -311,10 +281,10 @@ class DataModule(lightning.LightningDataModule):
 
 
 def shape_facts(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Facts that follow from the shape of one input: (F,) a table's row, (C, H, W) an image."""
+    """Facts that follow from the shape of one input: (F,) a table's row, (C, H, W) an image, (C, D, H, W) a volume."""
     facts: dict[str, Any] = {"input_shape": shape}
     if len(shape) == 1:
         facts["num_features"] = shape[0]
-    if len(shape) == 3:
+    if len(shape) in (3, 4):
         facts |= {"in_channels": shape[0], "image_size": shape[1:]}
     return facts

@@ -40,8 +40,9 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def norm2d(name: str, channels: int) -> nn.Module:
-    """Normalisation of (N, channels, H, W): ``batch``, ``group`` (at most 8 groups of at least 4 channels where they divide so) or ``none``.
+def norm2d(name: str, channels: int, dimensions: int = 2) -> nn.Module:
+    """Normalisation of (N, channels, H, W), or of volumes (``dimensions=3``): ``batch``, ``group`` (at most 8 groups of at least 4
+    channels where they divide so) or ``none``.
 
     Group normalisation (Wu and He, 2018, arXiv:1803.08494) sees one sample at a time: it has no running statistics, computes
     the same on one process and on several, and bears small batches.
@@ -50,7 +51,7 @@ def norm2d(name: str, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     if name == "batch":
-        return nn.BatchNorm2d(channels)
+        return nn.BatchNorm2d(channels) if dimensions == 2 else nn.BatchNorm3d(channels)
     groups = math.gcd(channels, 8)
     while groups > 1 and channels // groups < 4:
         groups //= 2
@@ -64,9 +65,9 @@ def init_he(module: nn.Module) -> None:
     Source: He et al., "Delving Deep into Rectifiers", 2015, arXiv:1502.01852.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d):
             # a transposed convolution whose kernel is its stride feeds each output from one input pixel: its fan-in is its input channels
-            fan_in = layer.weight.shape[0] if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
+            fan_in = layer.weight.shape[0] if isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d) else layer.weight[0].numel()
             layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in))
             if layer.bias is not None:
                 layer.bias.zero_()

@@ -2,5 +2,6 @@
 
 from components.reweighting.base import Reweighter
 from components.reweighting.classes import ClassBalanced
+from components.reweighting.division import ConfidentConsensusDivision
 
-__all__ = ["ClassBalanced", "Reweighter"]
+__all__ = ["ClassBalanced", "ConfidentConsensusDivision", "Reweighter"]

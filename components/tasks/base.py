@@ -44,10 +44,12 @@ class Task(lightning.LightningModule):
 
     Class facts (literals: the command line reads them without importing torch):
         offers: names of the quantities that the task offers beside :data:`COMMON_OFFERS`.
+        dense: its logits have dimensions beyond the classes, (N, C, d1, …): pixels, tokens.
         own_metrics: metrics that the task computes itself in :meth:`evaluation` -> whether more of it is better.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
+    dense: ClassVar[bool] = False
     metric_stages: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     own_metrics: ClassVar[dict[str, bool]] = {}
     """Stages in which the metrics mean something."""
@@ -360,7 +362,21 @@ class Task(lightning.LightningModule):
         if training and not self.trainer.sanity_checking:
             self.record(values)
 
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Scores whose softmax (of labels: sigmoid) is what the loss takes the model's ``logits`` for.
+
+        A loss that reads them otherwise than softmax does, with a learned or another link, says how in a method ``class_logits``.
+        """
+        read = self._link()
+        return logits if read is None else read(logits)
+
+    def _link(self) -> Callable[[Tensor], Tensor] | None:
+        objective: Objective | None = self.objective
+        return None if objective is None else getattr(objective.loss.module, "class_logits", None)
+
     def _update_metrics(self, stage: str, quantities: Quantities) -> None:
+        if "logits" in quantities and self._link() is not None:
+            quantities = quantities.replace(logits=self.class_logits(quantities["logits"]))
         for metric in cast(Iterable[Any], self.metrics_of(stage).values()):
             metric.module.update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
 

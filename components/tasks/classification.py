@@ -62,7 +62,7 @@ class ClassificationTask(Task):
         return one_hot(target.clamp(min=0), self.num_classes).to(dtype) * (target >= 0).unsqueeze(1)  # an ignored sample has no class
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        logits = self.run_model(batch["inputs"]).output
+        logits = self.class_logits(self.run_model(batch["inputs"]).output)
         if self.kind == "multiclass":
             probabilities = logits.softmax(1)
             return {"prediction": probabilities.argmax(1), "probability": probabilities}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -137,7 +138,16 @@ def looks_at_teacher(bound: Bound) -> bool:
     return any(quantity.startswith("teacher_") for quantity in bound.arguments.values())
 
 
-def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10, lr: float = 1e-3, seed: int = 0) -> nn.Module:
+def train_teacher(
+    model: nn.Module,
+    datamodule: DataModule,
+    *,
+    epochs: int = 10,
+    lr: float = 1e-3,
+    seed: int = 0,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    role: str = "teacher",
+) -> nn.Module:
     """Train ``model`` on the training split with Adam, a cosine learning rate and cross-entropy (binary where that fits), and freeze it.
 
     The same arguments give the same weights, and the global random state stays as it was.
@@ -148,11 +158,13 @@ def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10,
         epochs: passes over the training split, >= 1.
         lr: the first learning rate, > 0.
         seed: of dropout.
+        keep: index -> whether to learn from that sample, where not all of the training split is for the model.
+        role: what errors call it.
 
     Raises:
         ValueError: if ``epochs`` or ``lr`` is out of range, or the loss is not finite.
     """
-    check_training(epochs, lr)
+    check_training(epochs, lr, role)
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     loss = torch.zeros((), device=device)
@@ -164,19 +176,24 @@ def train_teacher(model: nn.Module, datamodule: DataModule, *, epochs: int = 10,
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
             for batch in loader:
+                if keep is not None:
+                    rows = keep(batch["index"])
+                    if int(rows.sum()) < 2:  # too few for batch normalisation
+                        continue
+                    batch = {name: batch[name][rows] for name in ("inputs", "target")}
                 logits, target = split_output(model(batch["inputs"].to(device))).output, batch["target"].to(device)
                 optimizer.zero_grad()
                 loss = classification_loss(logits, target)
                 loss.backward()
                 optimizer.step()
     last = float(loss.detach())
-    require(math.isfinite(last), f"the teacher's training diverged (teacher_lr={lr}): its loss is not finite", last)
+    require(math.isfinite(last), f"the {role}'s training diverged ({role}_lr={lr}): its loss is not finite", last)
     return model.requires_grad_(False).eval()
 
 
-def check_training(epochs: int, lr: float) -> None:
-    require(epochs >= 1, "teacher_epochs must be >= 1", epochs)
-    require(lr > 0, "teacher_lr must be > 0", lr)
+def check_training(epochs: int, lr: float, role: str = "teacher") -> None:
+    require(epochs >= 1, f"{role}_epochs must be >= 1", epochs)
+    require(lr > 0, f"{role}_lr must be > 0", lr)
 
 
 def classification_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class LanguageModellingTask(Task):
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"target", "logits", "hidden_states", "output_weight", "features"})
+    dense = True
     own_metrics: ClassVar[dict[str, bool]] = {"perplexity": False, "bits_per_byte": False}
 
     def __init__(self, *args: Any, bytes_per_token: float = 1.0, **kwargs: Any) -> None:

@@ -24,12 +24,14 @@ class SegmentationTask(Task):
 
     Shapes:
         inputs (N, channels, H, W); logits (N, C, H, W), the model's output; target (N, H, W), class indices; target_multi_hot (N, C, H, W).
+        Volumes have a dimension more.
 
     Raises:
         ValueError: if the data's targets are no classes, or the model's output is not of the target's height and width.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"target", "target_multi_hot", "logits", "features"})
+    dense = True
 
     def __init__(self, *args: Any, num_classes: int, ignore_index: int = IGNORE_INDEX, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,7 +45,7 @@ class SegmentationTask(Task):
 
     def quantities(self, batch: Batch) -> Quantities:
         output, features = self.run_model(batch["inputs"])
-        if "target" in batch and (output.ndim != 4 or output.shape[2:] != batch["target"].shape[1:]):
+        if "target" in batch and (output.ndim not in (4, 5) or output.shape[2:] != batch["target"].shape[1:]):
             raise ValueError(
                 f"task=segmentation needs target (N, H, W) and logits (N, C, H, W), but the model puts out {tuple(output.shape)} "
                 f"for targets {tuple(batch['target'].shape)}"
@@ -57,5 +59,5 @@ class SegmentationTask(Task):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``prediction`` (N, H, W), ``area`` (N, C): each class's share of the pixels, ``confidence`` (N,): mean of the largest probability."""
         confidence, classes = self.run_model(batch["inputs"]).output.softmax(1).max(1)
-        area = one_hot(classes, self.num_classes).float().mean((1, 2))
-        return {"prediction": classes, "area": area, "confidence": confidence.mean((1, 2))}
+        area = one_hot(classes, self.num_classes).float().flatten(1, -2).mean(1)
+        return {"prediction": classes, "area": area, "confidence": confidence.flatten(1).mean(1)}

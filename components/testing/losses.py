@@ -28,7 +28,7 @@ from components.losses.base import IGNORE_INDEX
 from components.quantities import QUANTITIES
 
 REAL_VALUED = {"prediction", "quantiles", "log_variance"}
-FIXED_SIZE = {"output_weight", "model", "step", "epoch", "loss_fn"}
+FIXED_SIZE = {"output_weight", "output_bias", "class_centers", "training_losses", "model", "step", "epoch", "loss_fn"}
 """Quantities without a batch dimension."""
 
 TRIALS = frozenset(
@@ -37,6 +37,12 @@ TRIALS = frozenset(
         *("sizes", "errors", "compile", "vmap", "no_host_sync", "autocast", "docstring"),
     )
 )
+
+DATA = (
+    *("target", "teacher_", "inputs", "history", "lifetime_"),
+    *("bids", "click_rate", "class_centers", "is_old", "mixture", "proportions"),
+)
+"""How the names of quantities begin that no model computes: they get no gradient."""
 
 CLASSES, FEATURES, TOKENS, TARGETS = 5, 6, 4, 2
 
@@ -68,6 +74,7 @@ def example_quantities(
     batch: int = 8,
     classes: int = CLASSES,
     spatial: tuple[int, ...] = (),
+    features: int = FEATURES,
     num_quantiles: int = 3,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
@@ -79,6 +86,7 @@ def example_quantities(
             ``log_variance``, tokens beside ``hidden_states``, else classes, of which each that occurs has at least two samples (in a batch of two or more).
         batch: N.
         classes: C and V.
+        features: D.
         spatial: (d1, …) of ``logits`` and ``target``.
         num_quantiles: Q.
         dtype: of what is real-valued.
@@ -98,6 +106,10 @@ def example_quantities(
             return (torch.arange(batch) // 2 % classes)[torch.randperm(batch, generator=generator)]
         return torch.randint(classes, shape, generator=generator)
 
+    def covariances(count: int) -> Tensor:
+        root = normal(count, features, features)
+        return root @ root.mT / features
+
     logits_shape = (batch, classes, *spatial)
     if REAL_VALUED & set(names):
         target = normal(batch, TARGETS)
@@ -106,30 +118,74 @@ def example_quantities(
     else:
         target = class_indices(batch, *spatial)
     make: dict[str, Callable[[], Any]] = {
-        "inputs": lambda: normal(batch, FEATURES),
+        "inputs": lambda: normal(batch, features),
         "index": lambda: torch.arange(batch),
         "target": lambda: target,
-        "features": lambda: normal(batch, FEATURES),
-        "model": lambda: nn.Linear(FEATURES, classes, dtype=dtype),
+        "features": lambda: normal(batch, features),
+        "model": lambda: nn.Linear(features, classes, dtype=dtype),
         "step": lambda: 3,
         "epoch": lambda: 1,
         "loss_fn": lambda: lambda quantities: F.cross_entropy(quantities["logits"], quantities["target"]),
         "per_sample_loss": lambda: normal(batch).exp(),
         "logits": lambda: 2 * normal(*logits_shape),
         "target_multi_hot": lambda: torch.randint(2, logits_shape, generator=generator).to(dtype),
+        "positive_scores": lambda: normal(batch),
+        "negative_scores": lambda: normal(batch, 7),
+        "branch_logits": lambda: 2 * normal(*logits_shape, 2),
+        "bids": lambda: normal(*logits_shape).exp(),
+        "click_rate": lambda: normal(*logits_shape).sigmoid(),
         "prediction": lambda: normal(batch, TARGETS),
         "log_variance": lambda: normal(batch, TARGETS),
         "quantiles": lambda: normal(batch, TARGETS, num_quantiles),
         "history": lambda: normal(batch, 7, TARGETS),
-        "embeddings": lambda: normal(batch, FEATURES),
-        "projections_1": lambda: normal(batch, FEATURES),
-        "projections_2": lambda: normal(batch, FEATURES),
-        "features_1": lambda: normal(batch, FEATURES),
-        "features_2": lambda: normal(batch, FEATURES),
+        "embeddings": lambda: normal(batch, features),
+        "projections_1": lambda: normal(batch, features),
+        "projections_2": lambda: normal(batch, features),
+        "features_1": lambda: normal(batch, features),
+        "features_2": lambda: normal(batch, features),
         "teacher_logits": lambda: 2 * normal(*logits_shape),
-        "teacher_features": lambda: normal(batch, FEATURES),
-        "hidden_states": lambda: normal(batch, TOKENS, FEATURES),
-        "output_weight": lambda: normal(classes, FEATURES),
+        "teacher_features": lambda: normal(batch, features),
+        "hidden_states": lambda: normal(batch, TOKENS, features),
+        "output_weight": lambda: normal(classes, features),
+        "sample_logits": lambda: 2 * normal(batch, 3, classes, *spatial),
+        "rater_targets": lambda: torch.randint(classes, (batch, 3, *spatial), generator=generator),
+        "latent_kl": lambda: normal(batch).exp(),
+        "target_projections": lambda: tuple(normal(*logits_shape[: 2 + i], *logits_shape[3 + i :]).sigmoid() for i in range(len(spatial))),
+        "mixture": lambda: normal(batch, 16),
+        "mixture_magnitudes": lambda: normal(batch, *spatial).abs(),
+        "target_signals": lambda: normal(batch, classes, 16),
+        "target_magnitudes": lambda: normal(*logits_shape).abs(),
+        "feature_means": lambda: normal(batch, features),
+        "feature_covariances": lambda: covariances(batch),
+        "class_target": lambda: class_indices(batch),
+        "is_old": lambda: (torch.arange(batch) % 2).to(dtype),
+        "output_bias": lambda: normal(classes),
+        "proportions": lambda: (F.one_hot(class_indices(batch), classes) + F.one_hot(class_indices(batch), classes)).to(dtype) / 2,
+        "bag": lambda: torch.arange(batch) // 2,
+        "bag_size": lambda: torch.full((batch,), 2),
+        "instance_target": lambda: class_indices(batch),
+        "embeddings_1": lambda: normal(batch, features),
+        "embeddings_2": lambda: normal(batch, features),
+        "training_losses": lambda: normal(2, max(batch, 8)).exp(),
+        "adversarial_embeddings": lambda: normal(batch, features),
+        "clean_embeddings": lambda: normal(batch, features),
+        "class_centers": lambda: F.normalize(normal(classes, features), dim=1),
+        "residual": lambda: normal(batch, TARGETS),
+        "initial_residual": lambda: normal(batch, TARGETS),
+        "boundary_residual": lambda: normal(batch, TARGETS),
+        "lifetime_value": lambda: 50 * normal(batch).exp(),
+        "measurement_residual": lambda: normal(batch, TOKENS),
+        "image": lambda: normal(batch, 1, 6, 5),
+        "target_image": lambda: normal(batch, 1, 6, 5),
+        "target_mean": lambda: 1 + (classes - 1) * torch.rand(batch, *spatial, generator=generator, dtype=torch.float64).to(dtype),
+        "target_std": lambda: 0.1 + torch.rand(batch, *spatial, generator=generator, dtype=torch.float64).to(dtype),
+        "group": lambda: torch.arange(batch) % 2,
+        "level_score": lambda: normal(batch),
+        "log_density": lambda: normal(batch),
+        "log_noise": lambda: normal(batch),
+        "noise_log_density": lambda: normal(batch, 3),
+        "noise_log_noise": lambda: normal(batch, 3),
+        "normalised_log_density": lambda: normal(batch),
     }
     return {name: make[name]() for name in names}
 
@@ -194,7 +250,7 @@ class LossContract:
                 for spatial in self._spatial_shapes(loss):
                     inputs = self.make_inputs(loss, dtype=dtype, spatial=spatial)
                     for name, value in inputs.items():
-                        if isinstance(value, Tensor) and value.is_floating_point() and not name.startswith("target"):
+                        if isinstance(value, Tensor) and value.is_floating_point() and not name.startswith(("target", "bids")):
                             inputs[name] = make(value.detach()).to(dtype).requires_grad_(value.requires_grad)
                     value = _call(loss, inputs, "mean")
                     assert torch.isfinite(value), f"the value is {value.item()}"
@@ -337,7 +393,7 @@ class LossContract:
             inputs = self.make_inputs(loss)
             torch.compiler.reset()
             compiled = torch.compile(loss, backend=self.compile_backend)
-            expected, value = loss(**inputs), compiled(**inputs)
+            expected, value = copy.deepcopy(loss)(**inputs), compiled(**inputs)  # a loss with memory moves on with every call
             self.assert_close(value, expected)
             gradients = _gradients(expected, inputs)
             for name, gradient in _gradients(value, inputs).items():
@@ -365,7 +421,7 @@ class LossContract:
         """Under bfloat16 autocast activations are half precision and parameters are not; the value is near the exact one."""
         with self.trial(loss, "autocast"):
             inputs = self.make_inputs(loss)
-            exact = loss(**inputs).detach()
+            exact = copy.deepcopy(loss)(**inputs).detach()
             for name, quantity in self.arguments(loss).items():
                 if _is_leaf(inputs[name]):
                     inputs[name] = inputs[name].detach().to(torch.float32 if quantity in FIXED_SIZE else torch.bfloat16).requires_grad_()
@@ -501,7 +557,7 @@ def _is_leaf(value: Any) -> bool:
 
 def _as_leaf(value: Any, quantity: str) -> Any:
     """A tensor that a model would have computed gets ``requires_grad``; data and the teacher's outputs do not."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or quantity.startswith(("target", "teacher_", "inputs", "history")):
+    if not isinstance(value, Tensor) or not value.is_floating_point() or quantity.startswith(DATA):
         return value
     return value.detach().clone().requires_grad_()
 

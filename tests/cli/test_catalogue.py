@@ -41,7 +41,7 @@ class TestImports:
     def test_using_the_catalogue_loads_nothing_heavy(self) -> None:
         code = (
             "import sys; from losskit_cli.catalogue import Catalogue; c = Catalogue.default()\n"
-            "[(o.description, o.source, o.target) for g in c.groups() for o in c.options(g)]; c.tasks_that_offer(['logits'])\n"
+            "[(o.description, o.source, o.target) for g in c.groups() for o in c.options(g)]; c.tasks_for(c.option('loss', 'focal'))\n"
             "c.option('loss', 'focal').needs(), c.option('loss', 'focal').parameters\n"
             "print(*sorted({m.split('.')[0] for m in sys.modules}))"
         )
@@ -212,9 +212,11 @@ class TestTasks:
             assert shipped.task_offers[option.name] == task.offers | COMMON_OFFERS, option.name
 
     def test_tasks_that_offer(self, shipped: Catalogue) -> None:
-        assert "classification" in shipped.tasks_that_offer(["logits", "target"])
-        assert "regression" not in shipped.tasks_that_offer(["logits"])
-        assert shipped.tasks_that_offer(["no_such_quantity"]) == []
+        assert {"classification", "segmentation", "language_modelling"} <= set(shipped.tasks_for(shipped.option("loss", "cross_entropy")))
+        assert "regression" not in shipped.tasks_for(shipped.option("loss", "cross_entropy"))
+        assert {"classification"} <= set(shipped.tasks_for(shipped.option("loss", "decoupled_softmax"))) and "segmentation" not in shipped.tasks_for(
+            shipped.option("loss", "decoupled_softmax")
+        ), "it takes (N, C) alone"
 
     def test_needs_agree_with_binding(self, shipped: Catalogue) -> None:
         from components.binding import requirements

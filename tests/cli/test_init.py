@@ -50,7 +50,7 @@ class TestProject:
         option = catalogue.option("loss", "my_loss")
         assert option.description
         assert option.needs() == ["logits", "target"]
-        assert "classification" in catalogue.tasks_that_offer(option.needs())
+        assert "classification" in catalogue.tasks_for(option)
         info = signature_of(str(option.target))
         assert info is not None
         assert {"strength", "weight", "ignore_index", "reduction"} == set(info.parameter_names)

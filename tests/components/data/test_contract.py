@@ -22,7 +22,28 @@ from .conftest import CONF
 
 Make = Callable[..., DataModule]
 Loaded = Callable[[str], DataModule]
-TASKS = {"classification", "regression", "forecasting", "segmentation", "language_modelling"}
+TASKS = {
+    "classification",
+    "regression",
+    "forecasting",
+    "segmentation",
+    "language_modelling",
+    "label_proportions",
+    "noisy_pairs",
+    "ranking",
+    "ctr",
+    "auctions",
+    "targeting",
+    "probabilistic_segmentation",
+    "separation",
+    "embedding",
+    "density_estimation",
+    "image_regression",
+    "physics_informed",
+    "rating",
+    "sparse_recovery",
+}
+REAL_TARGETS = {"regression", "forecasting", "density_estimation", "image_regression", "physics_informed", "sparse_recovery"}
 CORRUPTIONS = {"label_noise", "noise_kind", "imbalance", "fraction", "missing"}
 
 
@@ -103,7 +124,7 @@ def test_batches(option: str, loaded: Loaded) -> None:
     batch = batches(data)[0]
     assert batch["index"].dtype == torch.long
     assert batch["inputs"].dtype == (torch.long if task == "language_modelling" else torch.float32)
-    assert batch["target"].dtype == (torch.float32 if task in ("regression", "forecasting") else torch.long)
+    assert batch["target"].dtype == (torch.float32 if task in REAL_TARGETS else torch.long)
     assert len({len(v) for v in batch.values()}) == 1
     if batch["inputs"].is_floating_point():
         assert bool(torch.isfinite(batch["inputs"]).all())
@@ -170,20 +191,22 @@ def test_corruption_is_reproducible_and_for_training_only(option: str, make: Mak
     for module in (data, again, other):
         module.setup()
     assert data.fingerprint() == again.fingerprint() != other.fingerprint()
-    assert abs(data.facts()["num_samples"] - clean.facts()["num_samples"] / 2) <= 6  # a rounding for every class
+    assert abs(data.facts()["num_samples"] - clean.facts()["num_samples"] / 2) <= max(6, len(clean.class_names) / 2)  # a rounding for every class
     for part in ("val", "test"):
         assert same(data.splits[part], clean.splits[part])
     positions = {int(row): i for i, row in enumerate(clean.rows["train"])}
     kept = torch.tensor([positions[int(row)] for row in data.rows["train"]])
     before, after = clean.fetch("train", kept), data.fetch("train", torch.arange(len(kept)))
-    changed, columns_of_two_values = before["inputs"] != after["inputs"], ("csv", "parquet", "huggingface")
+    changed, columns_of_two_values = before["inputs"] != after["inputs"], ("csv", "parquet", "huggingface", "implicit_feedback")
     if option not in columns_of_two_values:  # there the mean of what is left may be the lost value itself
         draws = changed.numel() / (changed.shape[1] if changed.ndim == 4 else 1)  # a pixel is lost in all channels
         assert abs(float(changed.float().mean()) - 0.2) < 4 * (0.2 * 0.8 / draws) ** 0.5
     assert bool(changed.any())
-    wrong = (before["target"] != after["target"]).flatten(1 if isinstance(clean, Series) else 0)
-    share = float(wrong.any(1).float().mean() if isinstance(clean, Series) else wrong.float().mean())
-    assert 0.25 <= share <= 0.35
+    by_sample = isinstance(clean, Series) or option == "sparse_signals"  # exchanged targets that agree in places: most entries are 0
+    wrong = (before["target"] != after["target"]).flatten(1 if by_sample else 0)
+    share = float(wrong.any(1).float().mean() if by_sample else wrong.float().mean())
+    least = 0.05 if option == "line_signal" else 0.25  # it has few values, so that most exchanged targets are equal
+    assert least <= share <= 0.35
 
 
 def test_state_round_trip(option: str, make: Make, loaded: Loaded) -> None:

@@ -21,8 +21,16 @@ from components.tasks.resume import load_metric_state, metric_state
 OPTIONS = Path(__file__).parents[3] / "conf" / "metrics"
 NAMES = sorted(path.stem for path in OPTIONS.glob("*.yaml"))
 EMPTY = {"none", "self_supervised", "language_modelling"}
+LOWER_IS_BETTER = {"nll", "nmse", "objective", "rel_l2", 
+    *("betti_matching_error", "betti_number_error", "brier", "collapse", "component_error", "cost"),
+    *("ece", "eer", "fdr", "fgsm_rmse", "fgsm_rmse_large"),
+    *("fpr", "ged", "ks", "logloss", "lsd", "madl", "mae", "mape", "mase", "max_drawdown", "mbe", "mse", "regret", "rmse"),
+    *("small_scale_lsd", "smape", "volatility"),
+}
 CLASSES, SIZE = 4, 48
 FACTS = {"num_classes": CLASSES, "num_targets": 3, "num_outputs": 9, "class_names": ["a", "b", "c", "d"], "num_samples": 100, "embedding_dim": 5}
+FACTS |= {"num_features": 5}
+MODEL = torch.nn.Linear(5, 3)  # of metrics that ask for the model, from inputs of 5 to targets of 3
 
 
 def quantities(kind: str, size: int = SIZE, seed: int = 0) -> dict[str, Tensor]:
@@ -36,22 +44,54 @@ def quantities(kind: str, size: int = SIZE, seed: int = 0) -> dict[str, Tensor]:
         return torch.randint(CLASSES, (size, *shape), generator=g)
 
     match kind:
-        case "classification":
+        case "classification" | "softmax_collapse" | "calibration":
             return {"logits": normal(CLASSES), "target": classes()}
-        case "binary":
+        case "binary" | "confusion" | "rejection":
             return {"logits": normal(1), "target_multi_hot": (normal(1) > 0).float()}
         case "multilabel":
             return {"logits": normal(CLASSES), "target_multi_hot": (normal(CLASSES) > 0).float()}
-        case "regression":
+        case "campaign":
+            return {"logits": normal(1), "target_multi_hot": (normal(1) > 0).float(), "lifetime_value": 80 * normal().exp()}
+        case "regression" | "errors" | "spectrum":
             return {"prediction": normal(3), "target": normal(3)}
+        case "robustness":
+            return {"inputs": normal(5), "logits": normal(CLASSES), "target": classes() % 3}
+        case "adversarial":
+            return {"inputs": normal(5), "prediction": normal(3), "target": normal(3)}
+        case "returns":
+            return {"prediction": normal(3), "target": normal(3), "index": torch.arange(size)}
         case "forecasting":
             return {"prediction": normal(6, 3), "target": normal(6, 3), "history": normal(12, 3)}
-        case "segmentation":
+        case "segmentation" | "topology" | "connectivity":
             return {"logits": normal(CLASSES, 5, 5), "target": classes(5, 5)}
-        case "embedding":
-            return {"embeddings": normal(5), "target": classes()}
+        case "embedding" | "few_shot" | "verification":
+            return {"embeddings": normal(5), "target": classes(), "index": torch.arange(size)}
+        case "segmentation_samples":
+            return {"sample_logits": normal(6, CLASSES, 5, 5), "rater_targets": classes(3, 5, 5)}
+        case "separation":  # four sources; F = 9, T = 5: windows of 16 samples, hops of 4
+            return {"logits": normal(CLASSES, 9, 5), "target": classes(9, 5), "mixture": normal(16), "target_signals": normal(CLASSES, 16)}
         case "distillation":
             return {"logits": normal(CLASSES), "target": classes(), "teacher_logits": normal(CLASSES)}
+        case "physics_informed":
+            return {"prediction": normal(3), "target": normal(3)}
+        case "sparse_recovery":
+            return {"prediction": normal(3), "target": normal(3), "measurement_residual": normal(2)}
+        case "image_regression":
+            return {"prediction": normal(25), "target": normal(25)}
+        case "density_estimation":
+            return {"normalised_log_density": normal()}
+        case "rating":
+            return {"level_score": 3 + normal(), "target_mean": 3 + normal(), "group": torch.arange(size) % 2}
+        case "ranking" | "extreme" | "ctr":
+            wanted = (normal(CLASSES if kind != "ctr" else 1) > 0).float()
+            return {"logits": normal(*wanted.shape[1:]), "target_multi_hot": wanted}
+        case "label_proportions":
+            return {"logits": normal(CLASSES), "instance_target": classes()}
+        case "noisy_pairs":
+            return {"embeddings_1": normal(5), "embeddings_2": normal(5), "target": torch.arange(size) // 2}
+        case "auctions":
+            clicks = {"logits": normal(CLASSES), "target_multi_hot": (normal(CLASSES) > 0).float()}
+            return clicks | {"bids": normal(CLASSES).exp(), "click_rate": normal(CLASSES).sigmoid()}
     raise AssertionError(f"no quantities for metrics={kind}")
 
 
@@ -67,12 +107,12 @@ def build(kind: str) -> dict[str, Bound]:
         metric_class, inputs = get_class(node.pop("_target_")), node.pop("inputs")
         taken = set(inspect.signature(metric_class).parameters)
         facts = {k: v for k, v in FACTS.items() if k in taken} | ({"num_labels": CLASSES} if "num_labels" in taken else {})
-        built[name] = bind(metric_class(**(facts | node)), quantities(kind), name=f"metrics.{name}", task=kind, inputs=inputs, method="update")
+        built[name] = bind(metric_class(**(facts | node)), {*quantities(kind), "model"}, name=f"metrics.{name}", task=kind, inputs=inputs, method="update")
     return built
 
 
 def update(bound: Bound, values: dict[str, Tensor]) -> None:
-    bound.module.update(**{parameter: values[quantity] for parameter, quantity in bound.arguments.items()})
+    bound.module.update(**{parameter: {"model": MODEL, **values}[quantity] for parameter, quantity in bound.arguments.items()})
 
 
 def parts(values: dict[str, Tensor], *sizes: int) -> list[dict[str, Tensor]]:
@@ -181,7 +221,7 @@ class TestMetricContract:
         torch.testing.assert_close(rounded.module.compute(), exact.module.compute(), atol=1e-5, rtol=1e-5)
 
     def test_says_which_way_is_better(self, kind, name):
-        assert build(kind)[name].module.higher_is_better is (name not in ("ece", "mae", "rmse", "mase"))
+        assert build(kind)[name].module.higher_is_better is (name not in LOWER_IS_BETTER)
 
     def test_clones_are_apart(self, kind, name):
         """A task holds a copy for each stage."""

@@ -2,8 +2,10 @@ import pytest
 import torch
 from tiny_tasks import CLASSES, TinyData, build, trainer
 from torch import nn
+from torchmetrics import Metric
 
-from components.losses import BCEWithLogitsLoss
+from components.binding import Bound
+from components.losses import BCEWithLogitsLoss, SphericalSoftmaxLoss
 from components.tasks import ClassificationTask
 
 FACTS = {"num_classes": 3, "target_kind": "multiclass"}
@@ -54,3 +56,39 @@ class TestErrors:
     def test_facts_refuse_what_does_not_fit(self, facts: dict, kind: str, message: str):
         with pytest.raises(ValueError, match=message):
             ClassificationTask.facts(facts, kind=kind)
+
+
+class TestLossWithALinkOfItsOwn:
+    """Metrics and predictions follow the probabilities that the loss means, the loss itself sees the model's scores."""
+
+    def test_predictions_follow_the_loss(self):
+        task, _ = build("classification", loss=SphericalSoftmaxLoss(1e-3))
+        inputs = torch.randn(32, 6)
+        squares = task.model(inputs).output.square() if hasattr(task.model(inputs), "output") else task.model(inputs).square()
+        columns = task.predict({"inputs": inputs})
+        assert torch.equal(columns["prediction"], squares.argmax(1))
+        torch.testing.assert_close(columns["probability"], (squares + 1e-3) / (squares + 1e-3).sum(1, keepdim=True))
+
+    def test_metrics_follow_the_loss(self):
+        task, _ = build("classification", loss=SphericalSoftmaxLoss(1e-3))
+        seen = []
+        task.add_metrics({"spy": Bound(Spy(seen), {"preds": "logits"}, "metrics.spy")})
+        batch = {"inputs": torch.randn(8, 6), "target": torch.zeros(8, dtype=torch.long), "index": torch.arange(8)}
+        quantities = task.quantities(batch)
+        task._update_metrics("val", quantities)
+        torch.testing.assert_close(seen[0], (quantities["logits"].square() + 1e-3).log())
+
+
+class Spy(Metric):
+    def __init__(self, seen: list) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def clone(self) -> "Spy":
+        return Spy(self.seen)
+
+    def update(self, preds: torch.Tensor) -> None:
+        self.seen.append(preds)
+
+    def compute(self) -> torch.Tensor:
+        return torch.tensor(0.0)

