@@ -11,6 +11,7 @@ import optuna
 from hydra.core.override_parser.types import IntervalSweep
 
 from components.validation import did_you_mean
+from losskit_cli.claims import BASELINE, METHOD
 from losskit_cli.commands import spec_of
 from losskit_cli.compare import better_direction
 from losskit_cli.compose import Composer
@@ -46,6 +47,8 @@ def make_plan(composer: Composer, overrides: Sequence[str], *, every_point: bool
     trials = TrialComposer(composer, base, composer.config_name)
     config = composer.compose([text for text in own if not _is_swept(text)]).resolved()
     settings = SweepSettings.from_config(config.pop("sweep"))
+    if config.get("claim"):  # what is trained belongs to the sweep, what is said of it does not
+        config["claim"] = {key: config["claim"].get(key) for key in (METHOD, BASELINE, "others")}
     settings = settings.model_copy(update={"launcher": _launcher(settings, launcher, composer.config_dirs)})
     # the command line goes before the preset's space, whether it gives a key choices or fixes it
     named = {key_of(text) for text in own}

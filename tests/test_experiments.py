@@ -42,7 +42,7 @@ TASKS = {
     "segmentation": CELLS,
     "probabilistic_segmentation": RATERS,
     "separation": MIXTURES,
-    "physics_informed": ["data=convection", "data.size=200", "model.hidden=[8,8]", "task.labels=16"],
+    "physics_informed": ["data=convection", "data.size=400", "model.hidden=[8,8]", "task.labels=16"],
     "density_estimation": ["data=eight_gaussians", "data.size=400", "model.hidden=[16]", "task.grid=20"],
     "sparse_recovery": ["data=sparse_signals", "data.size=300", "model.layers=3"],
     "image_regression": ["data=noisy_pictures", "model.width=4", "model.depth=1"],

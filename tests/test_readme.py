@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = ("README.md", "docs/tasks.md", "docs/sweeps.md", "docs/reproduce.md")
+PAGES = ("README.md", "docs/tasks.md", "docs/sweeps.md", "docs/reproduce.md", "docs/losses.md")
 NEEDS_A_RUN_OR_STORE = ("resume", "rerun", "diff", "eval", "predict", "compare", "sync", "ui", "init", "completion", "doctor", "worker", "report", "storage")
 NEEDS_A_RUN_OR_STORE += ("predict-loss",)
 NEEDS_A_SWEEP = ("--resume", "--status", "--stop")
