@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from components.losses.comp_sum import evaluating
+from components.metrics.base import Quotient
 from components.models.base import split_output
 from components.validation import require
 
 
-class AttackedAccuracy(Metric):
+class AttackedAccuracy(Quotient):
     r"""Accuracy under projected gradient ascent on cross-entropy in a ball around each input (PGD).
 
     .. math:: x_0' = x, \qquad
@@ -36,18 +36,12 @@ class AttackedAccuracy(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    right: Tensor
-    total: Tensor
 
     def __init__(self, gamma: float = 0.031, steps: int = 20) -> None:
-        super().__init__()
+        super().__init__(whole=True)
         require(gamma >= 0, "gamma must be >= 0", gamma)
         require(steps >= 1, "steps must be >= 1", steps)
         self.gamma, self.steps = gamma, steps
-        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, model: nn.Module, inputs: Tensor, target: Tensor) -> None:
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
@@ -59,8 +53,4 @@ class AttackedAccuracy(Metric):
                 moved = (moved + self.gamma / 4 * gradient.sign()).clamp(-self.gamma, self.gamma)
             with torch.no_grad():
                 predicted = split_output(model(centre + moved)).output.argmax(1)
-        self.right = self.right + (predicted == classes).sum()
-        self.total = self.total + classes.numel()
-
-    def compute(self) -> Tensor:
-        return self.right / self.total
+        self.add((predicted == classes).sum(), classes.numel())

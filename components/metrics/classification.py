@@ -12,6 +12,7 @@ import torchmetrics.classification as tm
 from torch import Tensor
 from torchmetrics import Metric
 
+from components.metrics.base import Quotient
 from components.validation import require
 
 
@@ -91,7 +92,7 @@ class CalibrationError(Metric):
         return (right - confidence).abs().sum() / samples.sum()
 
 
-class Agreement(Metric):
+class Agreement(Quotient):
     r"""Share of samples for which two classifiers choose the same class, right or wrong: how closely a student follows its teacher.
 
     .. math:: \frac{1}{N} \sum_i \bigl[\arg\max_c z_{ic} = \arg\max_c z'_{ic}\bigr]
@@ -104,20 +105,10 @@ class Agreement(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    agreed: Tensor
-    total: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("agreed", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(whole=True)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         same = preds.argmax(1) == target.argmax(1)
-        self.agreed = self.agreed + same.sum()
-        self.total = self.total + same.numel()
-
-    def compute(self) -> Tensor:
-        return self.agreed / self.total
+        self.add(same.sum(), same.numel())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from components.metrics.base import Quotient
 from components.validation import require, require_choice
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
-class SoftmaxCollapse(Metric):
+class SoftmaxCollapse(Quotient):
     r"""Share of samples whose softmax has collapsed in floating point: the leading score's probability is rounded to exactly 1.
 
     .. math:: \frac{1}{N} \sum_i \Bigl[\textstyle\sum_k e^{z_{ik} - \max_j z_{ij}} = 1 \text{ exactly}\Bigr]
@@ -33,25 +33,15 @@ class SoftmaxCollapse(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    collapsed: Tensor
-    total: Tensor
 
     def __init__(self, precision: str | None = None) -> None:
-        super().__init__()
+        super().__init__(whole=True)
         if precision is not None:
             require_choice("precision", precision, PRECISIONS)
         self.precision = precision
-        self.add_state("collapsed", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor) -> None:
         require(preds.ndim >= 2, "preds must have shape (N, C) or (N, C, d1, …)", tuple(preds.shape))
         scores = preds if self.precision is None else preds.to(PRECISIONS[self.precision])
         total = (scores - scores.amax(1, keepdim=True)).exp().sum(1)
-        self.collapsed = self.collapsed + (total == 1).sum()
-        self.total = self.total + total.numel()
-
-    def compute(self) -> Tensor:
-        return self.collapsed / self.total
+        self.add((total == 1).sum(), total.numel())

@@ -12,22 +12,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from components.metrics.base import Quotient
 from components.validation import require
 
 
-class RankingMetric(Metric):
+class RankingMetric(Quotient):
     """Base: a mean over queries. A subclass gives :meth:`score` from the relevances in the order of the scores."""
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    queries: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("queries", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, ranked: Tensor, wanted: Tensor) -> Tensor:
         """(N,) from the relevances (N, L) of the candidates, the best first, 0 where left out, and ``wanted`` (N,), how many there are."""
@@ -39,12 +34,8 @@ class RankingMetric(Metric):
         relevance = target.float().masked_fill(left_out, 0.0)
         order = preds.float().masked_fill(left_out, -torch.inf).argsort(dim=1, descending=True, stable=True)
         wanted = (relevance > 0).sum(1)
-        scores = self.score(relevance.gather(1, order), wanted).to(self.total.dtype)
-        self.total = self.total + torch.where(wanted > 0, scores, torch.zeros_like(scores)).sum()
-        self.queries = self.queries + (wanted > 0).sum()
-
-    def compute(self) -> Tensor:
-        return (self.total / self.queries).float()
+        scores = self.score(relevance.gather(1, order), wanted)
+        self.add(torch.where(wanted > 0, scores, torch.zeros_like(scores)).sum(), (wanted > 0).sum())
 
 
 class RankingAtK(RankingMetric):
@@ -181,7 +172,7 @@ class RankingAUC(Metric):
         return (0.5 * (below + not_above) / len(unwanted)).float()
 
 
-class BinaryLogLoss(Metric):
+class BinaryLogLoss(Quotient):
     """Binary cross-entropy, from logits, the mean over all of them: of click rates, beside whatever loss they were trained with.
 
     Shapes:
@@ -193,26 +184,17 @@ class BinaryLogLoss(Metric):
 
     higher_is_better = False
     is_differentiable = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         check_pair(preds, target)
         values = torch.nn.functional.binary_cross_entropy_with_logits(preds.float(), target.float(), reduction="none")
-        self.total = self.total + values.sum(dtype=self.total.dtype)
-        self.count = self.count + values.numel()
-
-    def compute(self) -> Tensor:
-        return (self.total / self.count).float()
+        self.add(values.sum(), values.numel())
 
 
-class Welfare(Metric):
+class Welfare(Quotient):
     r"""Welfare of auctions that the largest bid x predicted click rate wins, as a share of the best possible.
 
     .. math:: \frac{\sum_a b_{a w(a)}\, p_{a w(a)}}{\sum_a \max_i b_{ai}\, p_{ai}}, \qquad w(a) = \arg\max_i b_{ai}\, \mathrm{sigmoid}(z_{ai})
@@ -231,15 +213,9 @@ class Welfare(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    won: Tensor
-    best: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("won", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("best", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(counted=False)
 
     def update(self, preds: Tensor, bids: Tensor, click_rate: Tensor) -> None:
         check_pair(preds, bids)
@@ -247,11 +223,7 @@ class Welfare(Metric):
         worth = bids.float() * click_rate.float()
         # in the log domain, where small click rates stay apart
         winner = (bids.float().log() + torch.nn.functional.logsigmoid(preds.float())).argmax(1, keepdim=True)
-        self.won = self.won + worth.gather(1, winner).sum(dtype=self.won.dtype)
-        self.best = self.best + worth.amax(1).sum(dtype=self.best.dtype)
-
-    def compute(self) -> Tensor:
-        return (self.won / self.best).float()
+        self.add(worth.gather(1, winner).sum(), worth.amax(1).sum())
 
 
 def check_pair(preds: Tensor, other: Tensor) -> None:

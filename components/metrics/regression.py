@@ -10,22 +10,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from components.metrics.base import Quotient
 from components.validation import require
 
 
-class MeanOfErrors(Metric):
-    """Base of metrics that are a mean over all values: a sum and a count. A subclass implements :meth:`error`."""
+class MeanOfErrors(Quotient):
+    """Base of metrics that are a mean over all values. A subclass implements :meth:`error`."""
 
     higher_is_better = False
     is_differentiable = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def error(self, preds: Tensor, target: Tensor) -> Tensor:
         """What is averaged, one value for each value of ``target``."""
@@ -33,14 +26,10 @@ class MeanOfErrors(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         same_shape(preds, target)
-        self.add(self.error(preds.float(), target.float()), ~target.isnan())
+        self.add_kept(self.error(preds.float(), target.float()), ~target.isnan())
 
-    def add(self, values: Tensor, kept: Tensor) -> None:
-        self.total = self.total + values.masked_fill(~kept, 0.0).sum()
-        self.count = self.count + kept.sum()
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
+    def add_kept(self, values: Tensor, kept: Tensor) -> None:
+        self.add(values.masked_fill(~kept, 0.0).sum(), kept.sum())
 
 
 class MeanAbsoluteError(MeanOfErrors):
@@ -101,7 +90,7 @@ class MASE(MeanOfErrors):
         history = history.float()
         scale = (history[:, self.seasonality :] - history[:, : -self.seasonality]).abs().nanmean(1, keepdim=True)
         values = (preds.float() - target.float()).abs() / scale
-        self.add(values, ~target.isnan() & (scale > 0))
+        self.add_kept(values, ~target.isnan() & (scale > 0))
 
 
 class R2Score(Metric):

@@ -9,11 +9,12 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.utilities import dim_zero_cat
 
 from components.losses.unfolding import SparseObjectiveLoss
+from components.metrics.base import Quotient
 from components.metrics.regression import MeanOfErrors, same_shape
 from components.validation import require_choice
 
 
-class NormalisedSquaredError(Metric):
+class NormalisedSquaredError(Quotient):
     r"""Squared error over the target's own size, :math:`\sum (\hat y - y)^2 / \sum y^2`: 0 is exact, 1 as good as predicting 0.
 
     Shapes:
@@ -22,23 +23,15 @@ class NormalisedSquaredError(Metric):
 
     higher_is_better = False
     is_differentiable = True
-    full_state_update = False
-    error: Tensor
-    size: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("size", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(counted=False)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         same_shape(preds, target)
         kept = ~target.isnan()
-        error, size = ((values.double().square()).masked_fill(~kept, 0.0).sum() for values in (preds.float() - target.float(), target.float()))
-        self.error, self.size = self.error + error, self.size + size
-
-    def compute(self) -> Tensor:
-        return (self.error / self.size).float()
+        error, size = (values.square().masked_fill(~kept, 0.0).sum() for values in (preds.float() - target.float(), target.float()))
+        self.add(error, size)
 
 
 class RelativeL2Error(NormalisedSquaredError):
@@ -117,7 +110,7 @@ class SparseObjective(MeanOfErrors):
 
     def update(self, preds: Tensor, residual: Tensor) -> None:  # type: ignore[override]
         values = self.objective(preds.float(), residual.float())
-        self.add(values, torch.ones_like(values, dtype=torch.bool))
+        self.add_kept(values, torch.ones_like(values, dtype=torch.bool))
 
 
 class NegativeLogLikelihood(MeanOfErrors):
@@ -128,4 +121,4 @@ class NegativeLogLikelihood(MeanOfErrors):
     """
 
     def update(self, log_density: Tensor) -> None:  # type: ignore[override]
-        self.add(-log_density.float(), torch.ones_like(log_density, dtype=torch.bool))
+        self.add_kept(-log_density.float(), torch.ones_like(log_density, dtype=torch.bool))

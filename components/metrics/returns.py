@@ -41,7 +41,7 @@ class HitRate(MeanOfErrors):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         same_shape(preds, target)
-        self.add((preds.sign() == target.sign()).float(), ~target.isnan() & (target != 0))
+        self.add_kept((preds.sign() == target.sign()).float(), ~target.isnan() & (target != 0))
 
 
 class StrategyMetric(Metric):

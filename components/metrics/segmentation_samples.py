@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torchmetrics import Metric
+
+from components.metrics.base import Quotient
 
 
 def mask_distances(first: Tensor, second: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ def mask_distances(first: Tensor, second: Tensor) -> Tensor:
     return ((1 - iou) * present).sum(3) / present.sum(3).clamp(min=1)
 
 
-class SampleDiversity(Metric):
+class SampleDiversity(Quotient):
     r"""How much a model's samples of a picture differ among themselves: :math:`E\, d(s, s')` over all pairs, d = 1 − IoU, averaged over pictures.
 
     0 where all are equal; to be read beside :class:`GeneralizedEnergyDistance`.
@@ -31,26 +32,13 @@ class SampleDiversity(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, sample_logits: Tensor) -> None:
         drawn = masks_of(sample_logits.argmax(2), sample_logits.shape[2])
-        self.add(mask_distances(drawn, drawn).mean((1, 2)))
-
-    def add(self, values: Tensor) -> None:
-        self.total = self.total + values.double().sum()
-        self.count = self.count + len(values)
-
-    def compute(self) -> Tensor:
-        return (self.total / self.count).float()
+        self.add(mask_distances(drawn, drawn).mean((1, 2)).sum(), len(drawn))
 
 
 class GeneralizedEnergyDistance(SampleDiversity):
@@ -73,7 +61,8 @@ class GeneralizedEnergyDistance(SampleDiversity):
     def update(self, sample_logits: Tensor, rater_targets: Tensor) -> None:  # type: ignore[override]
         drawn, masks = (masks_of(x, sample_logits.shape[2]) for x in (sample_logits.argmax(2), rater_targets))
         across = mask_distances(drawn, masks).mean((1, 2))
-        self.add(2 * across - mask_distances(drawn, drawn).mean((1, 2)) - mask_distances(masks, masks).mean((1, 2)))
+        distances = 2 * across - mask_distances(drawn, drawn).mean((1, 2)) - mask_distances(masks, masks).mean((1, 2))
+        self.add(distances.sum(), len(distances))
 
 
 def masks_of(classes: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import one_hot
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from components.metrics.base import Quotient
 from components.validation import require
 
 
@@ -34,7 +35,7 @@ class ConfidenceAUROC(tm.BinaryAUROC):
         super().update(confidence, right.long())
 
 
-class BrierScore(Metric):
+class BrierScore(Quotient):
     r"""Squared distance of the probabilities from the one-hot target, in [0, 2].
 
     .. math:: \frac{1}{N} \sum_i \sum_k (p_{ik} - [y_i = k])^2
@@ -48,23 +49,14 @@ class BrierScore(Metric):
 
     higher_is_better = False
     is_differentiable = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         kept = target >= 0
         distance = (preds.float().softmax(1) - one_hot(target.clamp(min=0), preds.shape[1])).square().sum(1)
-        self.total = self.total + (distance * kept).sum()
-        self.count = self.count + kept.sum()
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
+        self.add((distance * kept).sum(), kept.sum())
 
 
 class KSCalibrationError(Metric):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from components.metrics.base import Quotient
 from components.spectrogram import istft, stft
 from components.validation import require, require_choice
 
@@ -38,7 +38,7 @@ def separate(logits: Tensor, mixture: Tensor, estimate: str = "soft", mask: str 
     return istft(share * stft(mixture, n_fft, hop_length).unsqueeze(1), n_fft, hop_length, mixture.shape[-1])
 
 
-class SourceToDistortion(Metric):
+class SourceToDistortion(Quotient):
     r"""SDR of a separated source in decibels, or its gain over taking the mixture itself for the source (GNSDR), averaged over clips by their length.
 
     .. math:: \mathrm{GNSDR} = \frac{\sum_i w_i \bigl[ \mathrm{SDR}(\hat s_i, s_i) - \mathrm{SDR}(x_i, s_i) \bigr]}{\sum_i w_i}
@@ -63,10 +63,6 @@ class SourceToDistortion(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    length: Tensor
 
     def __init__(self, *, normalize: bool = True, source: int = 0, mask: str = "sigmoid", estimate: str = "soft") -> None:
         super().__init__()
@@ -74,8 +70,6 @@ class SourceToDistortion(Metric):
         require_choice("mask", mask, ("sigmoid", "softmax"))
         require_choice("estimate", estimate, ("soft", "binary"))
         self.normalize, self.source, self.mask, self.estimate = normalize, source, mask, estimate
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("length", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, mixture: Tensor, target_signals: Tensor) -> None:
         mixture, signals = mixture.float(), target_signals.float()
@@ -85,8 +79,4 @@ class SourceToDistortion(Metric):
             ratio = ratio - signal_to_distortion(mixture.unsqueeze(1).expand_as(signals), signals)
         ratio = ratio.mean(1) if self.source < 0 else ratio[:, self.source]
         length = mixture.shape[-1]
-        self.total = self.total + length * ratio.double().sum()
-        self.length = self.length + length * len(ratio)
-
-    def compute(self) -> Tensor:
-        return (self.total / self.length).float()
+        self.add(length * ratio.sum(), length * len(ratio))

@@ -10,18 +10,17 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from components.losses.topology import DIMENSIONS, check_dimensions, match_bars
+from components.metrics.base import Quotient
 from components.validation import require
 
 Mask = NDArray[np.bool_]
 
 
-class MaskMetric(Metric):
+class MaskMetric(Quotient):
     """Base of means over pictures and foreground classes: a subclass says what a pair of masks is worth in :meth:`value`.
 
     Args:
@@ -32,16 +31,10 @@ class MaskMetric(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self, *, ignore_index: int = -100) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def value(self, ours: Mask, truth: Mask) -> float:
         raise NotImplementedError
@@ -52,11 +45,7 @@ class MaskMetric(Metric):
         drawn = preds.argmax(1).masked_fill(target == self.ignore_index, 0).cpu().numpy()
         truth = target.cpu().numpy()
         values = [self.value(drawn[i] == c, truth[i] == c) for i in range(len(drawn)) for c in range(1, num_classes)]
-        self.total = self.total + float(np.sum(values))
-        self.count = self.count + len(values)
-
-    def compute(self) -> Tensor:
-        return (self.total / self.count).float()
+        self.add(float(np.sum(values)), len(values))
 
 
 class BettiMatchingError(MaskMetric):

@@ -10,16 +10,6 @@ from components.losses import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss, Po
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25], dtype=torch.float64)
 
 
-@pytest.fixture
-def logits() -> Tensor:
-    return (2 * torch.randn(16, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
-
-
-@pytest.fixture
-def target() -> Tensor:
-    return torch.randint(5, (16,), generator=torch.Generator().manual_seed(1))
-
-
 def gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return torch.autograd.grad(value, leaf)[0]
 

@@ -12,16 +12,6 @@ STEPS = torch.tensor([[0.0, -1.0, -2.0]], dtype=F64)  # the margins (0, -1, -2) 
 FIRST, ZERO = torch.tensor([0]), torch.tensor([0])
 
 
-@pytest.fixture
-def logits() -> Tensor:
-    return (2 * torch.randn(16, 5, dtype=F64, generator=torch.Generator().manual_seed(0))).requires_grad_()
-
-
-@pytest.fixture
-def target() -> Tensor:
-    return torch.randint(5, (16,), generator=torch.Generator().manual_seed(1))
-
-
 def gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return torch.autograd.grad(value, leaf)[0]
 

@@ -10,16 +10,6 @@ from components.losses import CrossEntropyLoss, MSELoss, RescaledSquareLoss, Squ
 F64 = torch.float64
 
 
-@pytest.fixture
-def logits() -> Tensor:
-    return (2 * torch.randn(16, 5, dtype=F64, generator=torch.Generator().manual_seed(0))).requires_grad_()
-
-
-@pytest.fixture
-def target() -> Tensor:
-    return torch.randint(5, (16,), generator=torch.Generator().manual_seed(1))
-
-
 def gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return torch.autograd.grad(value, leaf)[0]
 
