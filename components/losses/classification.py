@@ -293,7 +293,10 @@ class Poly1Loss(Loss):
         self.label_smoothing: float | Tensor = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        ce = cross_entropy_per_element(logits, target, self.label_smoothing, self.ignore_index)
+        hard = cross_entropy_per_element(logits, target, ignore_index=self.ignore_index)
         self.check_weight(logits.shape[1])
+        if not isinstance(self.label_smoothing, Tensor) and self.label_smoothing == 0:  # what most use, at half the price
+            return self.reduce(hard - self.epsilon * torch.expm1(-hard), target)
+        ce = cross_entropy_per_element(logits, target, self.label_smoothing, self.ignore_index)
         p_t = probability_of_target(logits, target, self.label_smoothing, self.ignore_index)
         return self.reduce(ce + self.epsilon * (1 - p_t), target)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.losses.base import IGNORE_INDEX, Loss, Reduction, at_least_float32, check_target, nonzero, reduce_values
+from components.losses.base import IGNORE_INDEX, Loss, Reduction, at_least_float32, check_target, is_readable, nonzero, reduce_values
 from components.validation import require, require_choice
 
 WITHIN = {"class_weight": "an element is an image, which has no class: weight acts among the classes within it"}
@@ -302,9 +303,19 @@ def tversky_cost(p: Tensor, y: Tensor, fp_weight: float, fn_weight: float, gamma
     return torch.where(positive, torch.where(positive, cost, torch.ones_like(cost)) ** gamma, torch.zeros_like(cost))
 
 
+FAR = 1e6
+"""Between the pictures of a batch, in pixels."""
+
+
 def distance_to(mask: Tensor, dims: int) -> Tensor:
-    """Euclidean distance of each pixel to the nearest true one, over the last ``dims`` dimensions; huge where there is none."""
+    """Euclidean distance of each pixel to the nearest true one, over the last ``dims`` dimensions; huge where there is none.
+
+    On the CPU by SciPy, in time linear in the pixels (all maps in one call, worlds apart); else side by side on the device.
+    """
     sides = mask.shape[mask.ndim - dims :]
+    if is_readable(mask) and mask.numel():
+        apart_by = [FAR] * (mask.ndim - dims) + [1.0] * dims
+        return torch.from_numpy(distance_transform_edt(~mask.numpy(), sampling=apart_by)).to(torch.float32)
     squared = torch.where(mask, 0.0, 4.0 * sum(side**2 for side in sides)).to(torch.float32)
     for dim, side in enumerate(sides, start=mask.ndim - dims):
         position = torch.arange(side, device=mask.device, dtype=torch.float32)
@@ -318,4 +329,4 @@ def signed_distance(y: Tensor) -> Tensor:
     inside, dims = y > 0, y.ndim - 2
     outline = inside.flatten(2).any(2) & (~inside).flatten(2).any(2)
     distance = torch.where(inside, 1 - distance_to(~inside, dims), distance_to(inside, dims)).to(y.dtype)
-    return distance * outline.reshape(*outline.shape, *[1] * dims)
+    return torch.where(outline.reshape(*outline.shape, *[1] * dims), distance, torch.zeros_like(distance))

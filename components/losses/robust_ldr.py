@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from components.losses.base import IGNORE_INDEX, Loss, Reduction, nonzero
-from components.losses.scores import checked_scores, is_other, require_two_classes, score_of_target
+from components.losses.scores import checked_scores, require_two_classes, score_of_target, without_target
 from components.validation import require, require_choice
 
 FLOOR = 1e-5
@@ -51,7 +51,7 @@ class LDRLoss(Loss):
 
     def margins(self, scores: Tensor, target: Tensor) -> Tensor:
         of_target = score_of_target(scores, target, self.ignore_index).unsqueeze(1)
-        return scores - of_target + self.margin * is_other(scores, target, self.ignore_index)
+        return without_target(scores - (of_target - self.margin), target, self.ignore_index)
 
     def _normalised(self, scores: Tensor) -> Tensor:
         if self.normalize == "none":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from components.losses.base import Loss, at_least_float32, check_target
@@ -25,9 +24,9 @@ def score_of_target(scores: Tensor, target: Tensor, ignore_index: int) -> Tensor
     return scores.gather(1, class_of(target, ignore_index).unsqueeze(1)).squeeze(1)
 
 
-def is_other(scores: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """(N, C, d1, …), true for every class but the target."""
-    return torch.ones_like(scores, dtype=torch.bool).scatter(1, class_of(target, ignore_index).unsqueeze(1), False)
+def without_target(scores: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """(N, C, d1, …) scores with 0 in the target's place, which then has no gradient either."""
+    return scores.scatter(1, class_of(target, ignore_index).unsqueeze(1), 0.0)
 
 
 def class_of(target: Tensor, ignore_index: int) -> Tensor:

@@ -244,5 +244,6 @@ class StablemaxLoss(TransformedSoftmaxLoss):
 
     def class_logits(self, logits: Tensor) -> Tensor:
         scores = logits.to(at_least_float32(logits.dtype))
-        # two halves: of sign(z) log1p(|z|) torch takes the derivative at 0, which is 1, for 0
-        return torch.where(scores >= 0, scores.clamp(min=0).log1p(), -(-scores.clamp(max=0)).log1p())
+        above = scores >= 0
+        size = torch.where(above, scores, -scores).log1p()  # not of abs(): of that torch takes the derivative at 0 for 0
+        return torch.where(above, size, -size)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.losses.base import IGNORE_INDEX, Loss, Reduction
-from components.losses.scores import checked_scores, is_other, require_two_classes, score_of_target
+from components.losses.scores import checked_scores, require_two_classes, score_of_target, without_target
 from components.validation import require
 
 
@@ -106,4 +106,4 @@ class RescaledSquareLoss(Loss):
 
 def squares_of_others(scores: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """(N, d1, …) sum of the squared scores of every class but the target: masked, for a difference of sums would cancel."""
-    return (scores * is_other(scores, target, ignore_index)).square().sum(1)
+    return without_target(scores, target, ignore_index).square().sum(1)

@@ -54,8 +54,13 @@ NATURAL: dict[str, Size] = {
     **dict.fromkeys(("pulaski", "elbo_segmentation"), Size(8, 2, (64, 64))),
     "mip": Size(2, 2, (48, 48, 48)),
     "betti_matching": Size(4, 2, (48, 48)),
-    "amarx": Size(100, 100),
-    "distribution_bound": Size(100, 100),
+    **dict.fromkeys(("amarx", "distribution_bound"), Size(100, 100)),
+    **dict.fromkeys(("ideal_binary_mask", "spectrogram_mse"), Size(8, 2, (128, 128))),
+    **dict.fromkeys(("welfare_rank", "tri_bce", "profit_regret", "rejection", "ensloss"), Size(classes=10)),
+    "easyllp": Size(classes=10),
+    "proportion_matching": Size(classes=10),
+    "pfid": Size(256, 100),
+    "sparse_transport": Size(128),
 }
 """Sizes of losses that are not for 1,024 samples of 1,000 classes."""
 
@@ -66,6 +71,9 @@ BASELINES = {
     frozenset({"prediction", "target"}): "mse",
     frozenset({"embeddings", "target"}): "supervised_contrastive",
     frozenset({"projections_1", "projections_2"}): "info_nce",
+    frozenset({"positive_scores", "negative_scores"}): "bpr",
+    frozenset({"log_density", "noise_log_density"}): "nce",
+    frozenset({"residual"}): "pinn",
     frozenset({"hidden_states", "output_weight", "target"}): "linear_cross_entropy",
 }
 """The plain loss of those that ask for (at least) these quantities; the first that fits counts."""

@@ -127,6 +127,8 @@ class TestBoundary:
                 inside = y[n, c].numpy().astype(bool)
                 expected = distance_transform_edt(~inside) * ~inside - (distance_transform_edt(inside) - 1) * inside if 0 < inside.sum() < inside.size else 0
                 np.testing.assert_allclose(found[n, c].numpy(), np.broadcast_to(expected, shape), atol=1e-6)
+        on_the_device = torch.func.vmap(signed_distance)(y.double().unsqueeze(0))[0]  # what is batched cannot be read: no SciPy
+        torch.testing.assert_close(on_the_device, found, atol=1e-6, rtol=1e-6)
 
     def test_worked_value(self) -> None:
         """Foreground at the second of four pixels, maps 1 0 1 2: a sure false alarm at the last costs 2/4, the hit nothing."""
