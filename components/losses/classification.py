@@ -296,7 +296,7 @@ class Poly1Loss(Loss):
         hard = cross_entropy_per_element(logits, target, ignore_index=self.ignore_index)
         self.check_weight(logits.shape[1])
         if not isinstance(self.label_smoothing, Tensor) and self.label_smoothing == 0:  # what most use, at half the price
-            return self.reduce(hard - self.epsilon * torch.expm1(-hard), target)
+            return self.reduce(hard + self.epsilon * (1 - (-hard).exp()), target)
         ce = cross_entropy_per_element(logits, target, self.label_smoothing, self.ignore_index)
         p_t = probability_of_target(logits, target, self.label_smoothing, self.ignore_index)
         return self.reduce(ce + self.epsilon * (1 - p_t), target)
