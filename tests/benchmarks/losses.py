@@ -79,7 +79,32 @@ BASELINES = {
 """The plain loss of those that ask for (at least) these quantities; the first that fits counts."""
 NAMED_BASELINES: dict[str, str] = {}
 """… and of those where another one is the family's."""
-WHY: dict[str, str] = {}
+FUSED = "several passes over samples x classes, where torch's kernel makes one"
+SMALL = "some ten to thirty small operations, whose number is what costs at this size"
+REGIONS = "softmax, one-hot and three sums over all pixels, where torch's kernel makes one pass"
+WHY: dict[str, str] = {
+    **dict.fromkeys(("aldr_kl", "kd", "ldr_kl", "multiclass_hinge", "poly1", "spherical_softmax", "squentropy", "stablemax"), FUSED),
+    **dict.fromkeys(("taylor_softmax", "z_loss", "decoupled_softmax", "kl_divergence", "list_net", "multilabel_softmax"), FUSED),
+    **dict.fromkeys(("amse", "box_ciou", "box_diou", "box_giou", "box_iou", "gmadl", "madl", "rejection", "rmsle", "rrmse", "tri_bce", "tweedie"), SMALL),
+    **dict.fromkeys(("dice", "dsc", "focal_tversky", "generalized_dice", "jaccard", "tversky"), REGIONS),
+    **dict.fromkeys(("sparsemax", "multilabel_sparsemax"), "sorts the scores of each sample"),
+    **dict.fromkeys(("icnn", "unpg"), "sorts the distances of all pairs"),
+    "betti_matching": "persistence barcodes of three fields for each class and picture, on the CPU",
+    "boundary": "a distance transform of each mask, by SciPy",
+    "cs_ib": "kernels of all pairs of inputs, features, targets and predictions, N² memory",
+    "ensloss": "draws and sorts a derivative for each sample",
+    "legendre_tron": "a flow with parameters of its own for each class, and its inverse's derivative",
+    "lovasz_softmax": "sorts the errors of all pixels for each class",
+    "mann_whitney": "compares each positive with the negatives of all queries, N²M memory",
+    "metrix": "its base loss, and the same on all mixed pairs",
+    "mip": "softmax over the volume, and its projections along each axis",
+    "pfid": "compares all pairs of predictions, N²C",
+    "smooth_adv_comp_sum": "ten steps of ascent, each forward and backward through the model",
+    "soft_top_k": "forty halvings of an interval for each sample's threshold",
+    "sparse_transport": "solves a transport problem between the two batches",
+    "triplet": "each pair of a class looks for its semi-hard negative among all samples",
+    "welfare_rank": "compares all pairs of ads of an auction",
+}
 """Why a ratio is above the limit."""
 
 

@@ -1,5 +1,6 @@
 """A run that goes on from any of its checkpoints ends with the same bits and logs the same values as one never stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from tiny_tasks import RandomScale, Recorder, TinyData, build, trainer
 
 from components.callbacks.checkpoints import at_optimizer_step
+from components.losses import ALDRKLLoss, EnsLoss, LegendreTronLoss, Loss
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "epochs": {"max_epochs": 3},
@@ -46,14 +48,24 @@ class SaveEverywhere(lightning.Callback):
         self.save(trainer, "end")
 
 
-def experiment(**settings: Any):
+STATEFUL: dict[str, Callable[[], Loss]] = {
+    "a memory of samples": lambda: ALDRKLLoss(num_samples=20, temperature=1.0),
+    "draws counted by batches": lambda: EnsLoss(period=1),
+    "parameters of its own": lambda: LegendreTronLoss(num_classes=3),
+}
+"""Losses that are another one after every step."""
+
+
+def experiment(loss: Loss | None = None):
     recorder = Recorder()
-    task, _ = build("classification", dropout=0.5, transforms=[RandomScale()], metrics=True, data=TinyData("classification"))
-    return task, TinyData("classification"), recorder, settings
+    task, _ = build("classification", loss=loss, dropout=0.5, transforms=[RandomScale()], metrics=True, data=TinyData("classification"))
+    return task, TinyData("classification"), recorder
 
 
-def run(settings: dict[str, Any], *, callbacks: Any = (), checkpoint: Path | None = None, seed: int = 5, test: bool = False):
-    task, data, recorder, _ = experiment()
+def run(
+    settings: dict[str, Any], *, callbacks: Any = (), checkpoint: Path | None = None, seed: int = 5, test: bool = False, loss: Loss | None = None
+):
+    task, data, recorder = experiment(loss)
     lightning.seed_everything(seed, verbose=False)
     made = [make(recorder) for make in callbacks]
     fit = trainer(recorder, callbacks=made, **settings)
@@ -82,6 +94,19 @@ def test_any_checkpoint_continues_the_run_exactly(setting: str, tmp_path: Path):
             got = state(resumed, fit)
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), f"{checkpoint.name}: other weights, optimizer or random state"
         assert part.rows == whole.rows[logged:], f"{checkpoint.name}: logged something else"
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_loss_with_a_state_goes_on_with_it(kind: str, tmp_path: Path):
+    settings = SETTINGS["validation within epochs"]
+    torch.manual_seed(0)
+    task, whole, (saver,), fit = run(settings, callbacks=[lambda recorder: SaveEverywhere(tmp_path, recorder)], loss=STATEFUL[kind]())
+    before = [value.clone() for value in STATEFUL[kind]().state_dict().values()]
+    assert not all(torch.equal(a, b) for a, b in zip(before, task.objective.loss.module.state_dict().values(), strict=True)), "it has changed"
+    middle = next(path for path in saver.saved if path.name.startswith("03") and "batch" in path.name)
+    resumed, part, _, again = run(settings, checkpoint=middle, seed=99, loss=STATEFUL[kind]())
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed, again), state(task, fit), strict=False))
+    assert part.rows == whole.rows[saver.saved[middle] :]
 
 
 def test_a_run_resumed_twice(tmp_path: Path):
