@@ -6,6 +6,7 @@ it is read as the two logits (0, score).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -61,8 +62,8 @@ class EasyLLPLoss(Loss):
         self.register_buffer("prior", (counts / counts.sum()).to(torch.get_default_dtype()))
         base = CrossEntropyLoss() if base is None else base
         require(hasattr(base, "reduction"), "base must be a loss with a reduction", type(base).__name__)
-        base.reduction = "none"  # type: ignore[assignment]
-        self.base = base
+        self.base = copy.deepcopy(base)  # whose reduction may be another elsewhere
+        self.base.reduction = "none"  # type: ignore[assignment]
 
     def forward(self, logits: Tensor, proportions: Tensor, bag_size: Tensor) -> Tensor:
         scores = two_or_more_logits(logits)
