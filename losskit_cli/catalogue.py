@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ METHODS = {"loss": "forward", "regularizer": "forward", "reweighting": "forward"
 
 LIST_GROUPS = ("regularizer", "transform", "callbacks")
 """Groups of which any number of options is chosen: ``regularizer=[l1,l2]``."""
+
+MOST_NAMED = 60
+"""Options that an error lists; of more it says where they are listed."""
 
 RESERVED = ("inputs", "weight")
 """Keys of an option that are the builder's, not the constructor's."""
@@ -198,7 +201,7 @@ class Catalogue:
         self.check_group(group)
         names = self.option_names(group)
         if name not in names:
-            raise UsageError(f"there is no {group}={name}{did_you_mean(name, names)} (there is: {', '.join(names)})")
+            raise UsageError(f"there is no {group}={name}{did_you_mean(name, names)} ({there_is(group, names)})")
         return self._options[group][name]
 
     def primary(self, name: str = "train") -> Option | None:
@@ -254,6 +257,11 @@ class Catalogue:
             if named:
                 return named
         return chosen.get(group)
+
+
+def there_is(group: str, names: Sequence[str]) -> str:
+    """What can be chosen, for the end of an error: all of it, or where to look."""
+    return f"there is: {', '.join(names)}" if len(names) <= MOST_NAMED else f"there are {len(names)}: losskit list {group}"
 
 
 def override_of(option: Option, group: str) -> str | None:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from components.validation import did_you_mean
-from losskit_cli.catalogue import LIST_GROUPS, Catalogue
+from losskit_cli.catalogue import LIST_GROUPS, Catalogue, there_is
 from losskit_cli.claims import ARM, Claim
 from losskit_cli.errors import UsageError
 from losskit_cli.paths import plugin_config_dirs, shipped_config_dir
@@ -227,12 +227,12 @@ class Composer:
                 raise UsageError(f"{key} takes one option, but got {override.input_line}: {key}={value[0] if value else 'NAME'}, or with -m one run each: a,b")
             if value is None:
                 instead = f"{key}=[]" if key in LIST_GROUPS else f"{key}=none" if "none" in names else f"~{key}" if key in (*PRESET_GROUPS, "sweep") else ""
-                raise UsageError(f"there is no {key}=null" + (f": to have none write {instead}" if instead else f" (there is: {', '.join(names)})"))
+                raise UsageError(f"there is no {key}=null" + (f": to have none write {instead}" if instead else f" ({there_is(key, names)})"))
             for name in value if isinstance(value, list) else [value]:
                 if f"{key}={name}" in TEMPLATE_KEYS and name not in names:
                     raise UsageError(f"there is no {key}={name}: losskit says {TEMPLATE_KEYS[f'{key}={name}']}")
                 if isinstance(name, dict) or str(name) not in names:
-                    raise UsageError(f"there is no {key}={_shown(name)}{did_you_mean(str(name), names)} (there is: {', '.join(names)})")
+                    raise UsageError(f"there is no {key}={_shown(name)}{did_you_mean(str(name), names)} ({there_is(key, names)})")
 
     def _with_key_added(self, overrides: list[str], key: str) -> list[str]:
         """Put ``+`` before the override of ``key`` if the component that it configures has such a parameter; else say what is near."""
@@ -281,7 +281,7 @@ class Composer:
         group, _, name = missing.rpartition("/")
         if group and self.catalogue.is_group(group):
             names = self.catalogue.option_names(group)
-            return f"there is no {group}={name}{did_you_mean(name, names)} (there is: {', '.join(names)})"
+            return f"there is no {group}={name}{did_you_mean(name, names)} ({there_is(group, names)})"
         if not group:
             return f"there is no config {missing!r} in {', '.join(map(str, [*self.config_dirs, shipped_config_dir()]))}"
         return _first_lines(error)

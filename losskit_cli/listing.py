@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.quantities import FACTS, QUANTITIES
 from components.validation import did_you_mean
-from losskit_cli.catalogue import LIST_GROUPS, METHODS, RESERVED, Catalogue, Option, as_text, default_group, override_of
+from losskit_cli.catalogue import LIST_GROUPS, METHODS, RESERVED, Catalogue, Option, as_text, default_group, override_of, there_is
 from losskit_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def selected(catalogue: Catalogue, selection: Iterable[str]) -> Option:
     if not separator and "/" in text:
         group, _, name = text.rpartition("/")
     if not name and catalogue.is_group(group):
-        raise UsageError(f"which one? losskit show {group}={catalogue.option_names(group)[0]} (there is: {', '.join(catalogue.option_names(group))})")
+        options = catalogue.option_names(group)
+        raise UsageError(f"which one? losskit show {group}={options[0]} ({there_is(group, options)})")
     if not name:
         found = [option for g in catalogue.groups() for option in catalogue.options(g) if option.name == group]
         if len(found) == 1:
