@@ -78,6 +78,8 @@ def newest_intact(directory: Path) -> tuple[Path, list[Path]]:
 class Checkpoints(Checkpoint):
     """Saves ``last.ckpt`` at every validation, ``best.ckpt`` when the monitored metric improves, and both at the end.
 
+    What is best is asked anew when the task enters another :attr:`~components.tasks.Task.era`, such as that of more classes.
+
     Args:
         monitor: the metric that says what is best, as it is logged (``val/loss``); without validation it is not asked for.
         mode: ``min`` or ``max``: which way is better.
@@ -103,6 +105,7 @@ class Checkpoints(Checkpoint):
         self.directory = Path(directory) if directory is not None else None
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.best_era = 0
         self._saved_step = -1
         self._saved_time = time.monotonic()
         self._due = False
@@ -143,11 +146,12 @@ class Checkpoints(Checkpoint):
             self._link_best(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_step": self.best_step, "monitor": self.monitor}
+        return {"best_score": self.best_score, "best_step": self.best_step, "best_era": self.best_era, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["monitor"] == self.monitor:
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+            self.best_era = state_dict.get("best_era", 0)
 
     # -- what it does ---------------------------------------------------------------------------------------------------
     def save_last(self, trainer: lightning.Trainer) -> None:
@@ -188,9 +192,11 @@ class Checkpoints(Checkpoint):
         score = float(metrics[self.monitor])
         if math.isnan(score):
             return False
-        better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        era = int(getattr(trainer.lightning_module, "era", 0))
+        comparable = self.best_score is not None and era == self.best_era
+        better = not comparable or (score < self.best_score if self.mode == "min" else score > self.best_score)  # type: ignore[operator]
         if better:
-            self.best_score, self.best_step = score, trainer.global_step
+            self.best_score, self.best_step, self.best_era = score, trainer.global_step, era
         return better
 
     def _time_is_up(self, trainer: lightning.Trainer) -> bool:

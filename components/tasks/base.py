@@ -105,6 +105,11 @@ class Task(lightning.LightningModule):
 
     # -- shared -------------------------------------------------------------------------------------------------------
     @property
+    def era(self) -> int:
+        """Which problem validations are of now: what is best is only compared within one."""
+        return 0
+
+    @property
     def offered(self) -> frozenset[str]:
         """All that this instance offers; a subclass whose options narrow it overrides this."""
         return COMMON_OFFERS | self.offers

@@ -132,6 +132,11 @@ class ClassIncrementalTask(Task):
         return self.phase_ends[self.phase - 1] if self.phase else 0
 
     @property
+    def era(self) -> int:
+        """The phase: few classes are easier than many, so the best weights are those of the last."""
+        return self.phase
+
+    @property
     def learning(self) -> bool:
         """Whether the extractor learns in this phase."""
         return self.phase == 0 or self.extractor == "distilled"

@@ -125,6 +125,21 @@ class TestWhen:
         assert step_of(tmp_path / "checkpoints" / "best.ckpt") == best
         assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 12
 
+    def test_best_is_the_best_of_the_last_era(self, tmp_path: Path) -> None:
+        """What a task validates may become another, harder problem: then its first validations were better, and mean nothing."""
+
+        class Eras(Toy):
+            @property
+            def era(self) -> int:
+                return self.current_epoch // 2
+
+        callback = Checkpoints()
+        fit(tmp_path, Eras([0.1, 0.2, 3.0, 4.0]), callback)
+        assert step_of(tmp_path / "checkpoints" / "best.ckpt") == 12
+        again = Checkpoints()
+        again.load_state_dict(callback.state_dict())
+        assert (again.best_score, again.best_era) == (3.0, 1)
+
     def test_every_so_many_steps(self, tmp_path: Path) -> None:
         fit(tmp_path, Toy([1.0]), Checkpoints(every_n_steps=3))
         assert step_of(tmp_path / "checkpoints" / "previous.ckpt") == 3

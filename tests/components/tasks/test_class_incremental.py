@@ -7,8 +7,10 @@ import torch
 from test_resume import SaveEverywhere, state
 from tiny_tasks import Recorder, build, trainer
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from components.binding import bind
+from components.callbacks import Checkpoints
 from components.losses import CrossEntropyLoss
 from components.models.base import split_output
 from components.objective import Objective
@@ -43,6 +45,18 @@ class TestPhases:
         fit = trainer(max_epochs=6, callbacks=[Watch(lambda t: seen.append((t.current_epoch, t.seen, t.old, t.learning)))])
         fit.fit(task, datamodule=data)
         assert seen == [(0, 1, 0, True), (1, 1, 0, True), (2, 2, 1, False), (3, 2, 1, False), (4, 3, 2, False), (5, 3, 2, False)]
+
+    def test_the_best_weights_are_those_of_the_last(self, tmp_path: Path) -> None:
+        """One class is easier than three: its validations are not to be compared with theirs."""
+        task, data = made()
+        fit = trainer(max_epochs=6)
+        fit.callbacks.append(Checkpoints("val/acc", "max", directory=tmp_path))
+        inputs = {"preds": "logits"}
+        accuracy = bind(MulticlassAccuracy(3, average="micro"), task.offered, name="acc", task="class_incremental", inputs=inputs, method="update")
+        task.add_metrics({"acc": accuracy})
+        fit.fit(task, datamodule=data)
+        best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+        assert best["seen_classes"] == 3
 
     def test_first_may_bring_more_classes(self) -> None:
         assert made(first_classes=2)[0].phase_ends == [2, 3]
