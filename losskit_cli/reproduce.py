@@ -389,8 +389,9 @@ def _write_page(page: Path, outcomes: Sequence[Outcome], overrides: Sequence[str
     for outcome in outcomes:
         counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1
     lines = [HEAD]
-    if overrides:
-        lines.append(f"Run with `{' '.join(overrides)}`.\n")
+    telling = [text for text in overrides if key_of(text).partition(".")[0] not in ("sweep", "tracking")]
+    if telling:
+        lines.append(f"Run with `{' '.join(telling)}`.\n")
     lines.append(f"{len(outcomes)} claims: {', '.join(f'{count} {verdict}' for verdict, count in sorted(counts.items(), key=lambda item: -item[1]))}.\n")
     lines.append("| command | metric | baseline | method | difference [95 %] | g | verdict |")
     lines.append("|---|---|---|---|---|---|---|")

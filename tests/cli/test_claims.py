@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -163,6 +164,12 @@ class TestArm:
     def test_show_tells_it(self, losskit: Callable[..., Result], own: Callable[..., Path]) -> None:
         shown = losskit("show", "experiment=mine", "-cd", str(own())).out
         assert "arm=method    loss=poly1 loss.epsilon=2" in shown and "losskit reproduce mine" in shown
+
+
+def test_the_page_of_claims_has_them_all() -> None:
+    """``losskit reproduce --all --output docs/claims.md`` wrote it; a claim that is added or renamed is to be run."""
+    page = (REPOSITORY / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `losskit reproduce (\w+)` \|", page, re.MULTILINE) == [claim.name for claim in SHIPPED]
 
 
 @pytest.mark.parametrize("claim", SHIPPED, ids=lambda claim: claim.name)
