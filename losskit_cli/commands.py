@@ -17,9 +17,8 @@ from rich.text import Text
 
 from components.validation import did_you_mean
 from losskit_cli.catalogue import as_text
-from losskit_cli.claims import ARM
 from losskit_cli.compare import show_seconds
-from losskit_cli.compose import Composed, Composer, to_yaml
+from losskit_cli.compose import Composed, Composer, of_one_run, to_yaml
 from losskit_cli.errors import LosskitError, UsageError
 from losskit_cli.found_schedule import filled_as, with_replay
 from losskit_cli.importing import import_heavy
@@ -66,9 +65,7 @@ def spec_of(composed: Composed, config_name: str = "train") -> RunSpec:
     from losskit_cli.check import checked_settings
     from losskit_cli.tracking.settings import TrackingSettings
 
-    config = with_replay(checked_settings(composed.resolved()))
-    for key in ("sweep", "claim", *([ARM] if config.get(ARM) is None else [])):  # how an experiment is searched, what is claimed of it: a run is neither
-        config.pop(key, None)
+    config = with_replay(checked_settings(of_one_run(composed.resolved())))
     TrackingSettings.from_config(config["tracking"])
     name = config.get("name") or run_name(composed.choices, config["seed"])
     return RunSpec(str(name), config, composed.choices, composed.overrides, [str(d) for d in composed.config_dirs], config_name)

@@ -125,20 +125,21 @@ class Composer:
             UsageError: an override that does not parse; an unknown group, option or key (with the nearest); a missing file.
         """
         claim = self._claim_of(overrides)
+        chosen = next((text.partition("=")[2] for text in reversed(overrides) if _key_of(text) == ARM), None)
+        others = [text for text in overrides if _key_of(text) != ARM]
         if claim is None:
-            composed = self._composed(overrides)
-            if composed.config.get(ARM) is not None:
-                arm = f"{ARM}={composed.config[ARM]}"
-                raise UsageError(f"{arm} is one side of a claim, and this experiment makes none (those that do: losskit reproduce --list)")
-            return composed
-        given = {_key_of(text): text.partition("=")[2] for text in overrides}
-        arm = claim.arm(None if given.get(ARM) == "null" else given.get(ARM))
-        own = not_overridden(claim.arms[arm], overrides)
-        composed = self._composed([*own, *overrides])
-        composed.config[ARM] = arm
-        composed.overrides = composed.overrides[len(own) :]
+            if chosen is not None:
+                raise UsageError(f"{ARM}={chosen} is one side of a claim, and this experiment makes none (those that do: losskit reproduce --list)")
+            return self._composed(others)
+        arm = claim.arm(None if chosen == "null" else chosen)
+        own = not_overridden(claim.arms[arm], others)
+        composed = self._composed([*own, *others])
+        with open_dict(composed.config):
+            composed.config[ARM] = arm
+        rest = iter(composed.overrides[len(own) :])
+        composed.overrides = [text if _key_of(text) == ARM else next(rest) for text in overrides]
         source = f"experiment/{claim.name}.yaml, {ARM}={arm}"
-        composed.origins = {key: source if text.removeprefix("override ") in own else text for key, text in composed.origins.items()}
+        composed.origins = {key: source if text.removeprefix("override ") in own else text for key, text in composed.origins.items()} | {ARM: source}
         return composed
 
     def _claim_of(self, overrides: Sequence[str]) -> Claim | None:
@@ -338,6 +339,11 @@ class _RecordingLoader(ConfigLoaderImpl):
         return {group: names for group, names in self._lists.items() if group not in known and "@" not in group}
 
 
+def of_one_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config without what is no run's: how the experiment is searched, and what is claimed of it."""
+    return {key: value for key, value in config.items() if key not in ("sweep", "claim")}
+
+
 def not_overridden(arm: Sequence[str], given: Sequence[str]) -> list[str]:
     """What is left of an arm's overrides beside the user's: not those of the same key, nor those below what the user chooses or sets otherwise."""
     keys = {text.partition("=")[0].lstrip("+~") for text in given}
@@ -438,4 +444,4 @@ def to_yaml(config: DictConfig | ListConfig | Mapping[str, Any], *, resolve: boo
     return OmegaConf.to_yaml(config if isinstance(config, DictConfig | ListConfig) else OmegaConf.create(dict(config)), resolve=resolve)
 
 
-__all__ = ["Composed", "Composer", "not_overridden", "to_yaml"]
+__all__ = ["Composed", "Composer", "not_overridden", "of_one_run", "to_yaml"]

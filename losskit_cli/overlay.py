@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from losskit_cli.compose import Composed, Composer
+from losskit_cli.compose import Composed, Composer, of_one_run
 from losskit_cli.errors import UsageError
 from losskit_cli.merging import delete_at, flat, put_at, three_way, value_at
 from losskit_cli.rundir import RunSpec
@@ -49,12 +49,12 @@ def overlay(saved: RunSpec, overrides: Sequence[str]) -> Overlay:
             return Overlay(saved)  # all that is needed is in the run's directory
         message = f"{saved.name} cannot be changed: what it was started with does not compose any more ({error})"
         raise UsageError(f"{message}. Without new overrides it can be run again as it was saved") from error
-    was = base.resolved()
+    was = of_one_run(base.resolved())
     if not overrides:
         return Overlay(saved, (saved.config, was))
     kept, left_out = _carried_over(composer, saved, overrides)
     now = composer.compose([*kept, *overrides])
-    will = now.resolved()
+    will = of_one_run(now.resolved())
     config, choices = dict(three_way(saved.config, was, will)), dict(three_way(saved.choices, base.choices, now.choices))
     for override in _parsed(overrides):  # what is asked for counts, also where today's tree says the same by itself
         key = _key(override)

@@ -410,7 +410,7 @@ def _write_page(page: Path, outcomes: Sequence[Outcome], overrides: Sequence[str
         text += f" Beside them: {'; '.join(others)}." if others else ""
         chosen = {arm: " ".join(values) for arm, values in outcome.tuned.items() if values}
         text += f" Tuned: {'; '.join(f'{arm} {values}' for arm, values in chosen.items())}." if chosen else ""
-        text += f" {claim.notes}" if claim.notes else ""
+        text += f" Note: {claim.notes}." if claim.notes else ""
         lines.append(textwrap.fill(text, 180, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     page.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -42,8 +42,8 @@ class MaskMetric(Quotient):
     def update(self, preds: Tensor, target: Tensor) -> None:
         num_classes = preds.shape[1]
         require(num_classes >= 2, "preds must have two classes or more, the first of them background", num_classes)
-        drawn = preds.argmax(1).masked_fill(target == self.ignore_index, 0).cpu().numpy()
-        truth = target.cpu().numpy()
+        drawn = np.asarray(preds.argmax(1).masked_fill(target == self.ignore_index, 0).cpu())
+        truth = np.asarray(target.cpu())
         values = [self.value(drawn[i] == c, truth[i] == c) for i in range(len(drawn)) for c in range(1, num_classes)]
         self.add(float(np.sum(values)), len(values))
 

@@ -125,13 +125,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["loss=focl"], ["no loss=focl", "did you mean 'focal'", "poly1"]),
+            (["loss=focl"], ["no loss=focl", "did you mean 'focal'", "losskit list loss"]),
             (["regularizer=[l1,l22]"], ["no regularizer=l22", "did you mean"]),
             (["los=focal"], ["no 'los'", "did you mean 'loss'"]),
             (["loss=focal", "loss.gama=3"], ["no 'loss.gama'", "did you mean 'gamma'"]),
             (["trainer.max_epoch=3"], ["did you mean 'max_epochs'"]),
             (["modle.width=3"], ["no 'modle.width'", "did you mean 'model'"]),
-            (["experiment=nope"], ["no experiment=nope", "byte_lm"]),
+            (["experiment=nope"], ["no experiment=nope", "losskit list experiment"]),
             (["loss"], ["not an override", "key=value"]),
             (["loss=[a"], ["cannot read the override"]),
             (["loss=focal,poly1"], ["--multirun"]),
