@@ -96,7 +96,7 @@ class TestOptionsWithOtherSettings(LossContract):
         "welfare_rank": {"link": "hinge", "per_pair": True},
         "bpr": {"negatives": "sum"},
         "frequency_modulated": {"downscale": 1, "total_steps": 5},
-        "sparse_transport": {"k": 8},
+        "sparse_transport": {"k": 1},
         "score_distribution": {"label": "cdf"},
         "thurstone_fidelity": {"stds": "predicted"},
         "unfolded_objective": {"penalty": "l0"},
