@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from components.models.base import evaluating
 from components.optimizers.groups import set_rate
 from components.random_state import restore_rng, rng_state, set_seed
 from components.validation import require
@@ -258,14 +259,12 @@ class Prober:
 
     @torch.no_grad()
     def _measure(self, seed: int) -> float:
-        modes = {module: module.training for module in self.module.modules()}
-        self.module.eval()
         switch(self.trainer.optimizers[0], "eval")
         kept = rng_state()  # a task may draw views of the held-out samples: always the same, and nothing of what follows depends on it
         set_seed(seed % (1 << 32))
         total, count = torch.zeros((), dtype=torch.float64), 0
         try:
-            with self.trainer.precision_plugin.forward_context():
+            with evaluating(self.module), self.trainer.precision_plugin.forward_context():
                 for batch in islice(self._held_out_batches(seed), self.held_out):
                     size = size_of(batch)
                     loss = self._loss(self._prepared(batch)) if size else None
@@ -273,8 +272,6 @@ class Prober:
                         total += loss.double().cpu() * size
                         count += size
         finally:
-            for module, training in modes.items():
-                module.training = training
             switch(self.trainer.optimizers[0], "train")
             restore_rng(kept)
         both = torch.tensor([float(total), float(count)], dtype=torch.float32 if self.module.device.type == "mps" else torch.float64, device=self.module.device)

@@ -5,8 +5,7 @@ With :math:`L = -\log p_y` all of them are one function of *L* and :math:`\tau`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from components.losses.base import IGNORE_INDEX, Loss, Reduction
 from components.losses.scores import checked_scores, score_of_target
-from components.models.base import split_output
+from components.models.base import evaluating, split_output
 from components.validation import require, require_choice
 
 SERIES_BELOW = 1e-3
@@ -217,15 +216,3 @@ class SmoothAdversarialCompSumLoss(Loss):
     @staticmethod
     def _size(moved: Tensor) -> Tensor:
         return torch.linalg.vector_norm(moved, dim=tuple(range(1, moved.ndim)), keepdim=True)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, each of its modules back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

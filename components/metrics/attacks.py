@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.losses.comp_sum import evaluating
 from components.metrics.base import Quotient
-from components.models.base import split_output
+from components.models.base import evaluating, split_output
 from components.validation import require
 
 

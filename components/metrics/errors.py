@@ -6,9 +6,7 @@ As there, a target that is NaN is missing and counts for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from components.losses.spectral import Basis, FourierPlane, FourierSeries
 from components.metrics.regression import MeanOfErrors, R2Score, RootMeanSquaredError, same_shape
-from components.models.base import split_output
+from components.models.base import evaluating, split_output
 from components.validation import require
 
 
@@ -197,15 +195,3 @@ class AdversarialRMSE(RootMeanSquaredError):
             with torch.no_grad():
                 attacked = split_output(model(moved + self.epsilon * gradient.sign())).output
         super().update(attacked.detach(), truth)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and every part of it back in its own."""
-    modes: list[tuple[Any, bool]] = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from components.binding import gather_rows
 from components.data.base import Batch, DataModule
+from components.models.base import features_of
 from components.quantities import Quantities, lazy
 from components.tasks.base import Average, Task
 from components.tasks.distillation import check_training
-from components.tasks.noisy_pairs import features_of
 from components.validation import require
 
 

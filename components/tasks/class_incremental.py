@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from components.binding import gather_rows
 from components.data.base import Batch, DataModule
+from components.models.base import evaluating, features_of, leave_out_head
 from components.quantities import Quantities, lazy
 from components.tasks.base import Average, Task
-from components.tasks.noisy_pairs import features_of, leave_out_head
 from components.validation import require, require_choice
 
 UNSEEN = -1e4
@@ -161,19 +161,17 @@ class ClassIncrementalTask(Task):
     def begin_epoch(self, epoch: int) -> None:
         """Close the phase that has ended, enter the next, and measure the classes of a phase whose features are new or have moved."""
         phase = min(epoch // self.phase_epochs, len(self.phase_ends) - 1)
-        training = self.training
-        self.eval()
-        if self.learning or phase > self.phase:
-            self.measure(self.old, self.seen)
-        if phase > self.phase:
-            for row, split in enumerate(("val", "test")):
-                self.accuracies[row, self.phase] = self.accuracy(split)
-            if self.previous is not None:
-                self.previous.load_state_dict(self.model.state_dict())
-            self.phase = phase
-            self.seen_classes.fill_(self.seen)
-            self.measure(self.old, self.seen)
-        self.train(training)
+        with evaluating(self):
+            if self.learning or phase > self.phase:
+                self.measure(self.old, self.seen)
+            if phase > self.phase:
+                for row, split in enumerate(("val", "test")):
+                    self.accuracies[row, self.phase] = self.accuracy(split)
+                if self.previous is not None:
+                    self.previous.load_state_dict(self.model.state_dict())
+                self.phase = phase
+                self.seen_classes.fill_(self.seen)
+                self.measure(self.old, self.seen)
 
     # -- quantities -------------------------------------------------------------------------------------------------------------
     def quantities(self, batch: Batch) -> Quantities:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from components.data.base import Batch, DataModule
-from components.models import ProjectionHead, split_output
+from components.models import ProjectionHead
+from components.models.base import evaluating, features_of, leave_out_head
 from components.quantities import Quantities, lazy
 from components.tasks.base import Task
 from components.validation import require
@@ -119,39 +120,19 @@ class NoisyPairsTask(Task):
         if not isinstance(data, DataModule):
             raise ValueError("training_losses need the training data: fit with datamodule=, a components.data.DataModule")
         require(self.trainer.world_size == 1, "training_losses are measured on one device: trainer.devices must be 1", self.trainer.world_size)
-        training = self.training
-        self.eval()
         precision = self.trainer.precision_plugin
-        for batch in data.loader("train", data.batch_size, shuffle=True, position=lambda: (self.current_epoch, 0)):
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            with precision.forward_context():
-                quantities = self.quantities(precision.convert_input(batch))
-                heads = [quantities.without("mix_target", "mix_weight")]
-                if "mix_target" in quantities:
-                    heads.append(heads[0].replace(**quantities["mix_target"]))
-                losses = torch.stack([self.objective.per_sample_loss(head).float() for head in heads])
-            self.training_losses[:, batch["index"]] = losses
-        self.train(training)
+        with evaluating(self):
+            for batch in data.loader("train", data.batch_size, shuffle=True, position=lambda: (self.current_epoch, 0)):
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                with precision.forward_context():
+                    quantities = self.quantities(precision.convert_input(batch))
+                    heads = [quantities.without("mix_target", "mix_weight")]
+                    if "mix_target" in quantities:
+                        heads.append(heads[0].replace(**quantities["mix_target"]))
+                    losses = torch.stack([self.objective.per_sample_loss(head).float() for head in heads])
+                self.training_losses[:, batch["index"]] = losses
 
 
 def projection(number: int, in_features: int, out_features: int) -> nn.Module:
     """The heads: a linear layer, and one with a hidden layer before it."""
     return nn.Linear(in_features, out_features) if number == 0 else ProjectionHead(in_features, None, out_features, norm="layer")
-
-
-def features_of(encoder: nn.Module, inputs: Tensor) -> Tensor:
-    """The features of a model, of any number of inputs; a model need not take empty batches."""
-    if not len(inputs):
-        return features_of(encoder, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
-    features = split_output(encoder(inputs)).features
-    if features is None:
-        raise ValueError(f"this task needs a model that reports features; {type(encoder).__name__} gives only an output")
-    return features
-
-
-def leave_out_head(encoder: nn.Module) -> None:
-    """The model's own output layer has no part in a task that takes its features: left untrained, and DDP must know that."""
-    for name in ("head", "head_layer"):
-        layer = getattr(encoder, name, None)
-        if isinstance(layer, nn.Module):
-            layer.requires_grad_(False)

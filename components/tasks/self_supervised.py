@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 from components.binding import gather_rows
 from components.data.base import Batch, DataModule
 from components.models import ProjectionHead
+from components.models.base import features_of, leave_out_head
 from components.quantities import Quantities, lazy
 from components.tasks.base import Task
 from components.validation import require
@@ -69,10 +70,7 @@ class SelfSupervisedTask(Task):
         self.probe_samples, self.neighbours = probe_samples, neighbours
         self._features: list[Tensor] = []
         self._labels: list[Tensor] = []
-        for name in ("head", "head_layer"):  # the model's own output layer has no part in this: left untrained, and DDP must know that
-            layer = getattr(self.model, name, None)
-            if isinstance(layer, nn.Module):
-                layer.requires_grad_(False)
+        leave_out_head(self.model)
 
     @classmethod
     def facts(cls, data: Mapping[str, Any], outputs_per_target: int = 1, **config: Any) -> dict[str, Any]:
@@ -90,12 +88,7 @@ class SelfSupervisedTask(Task):
         )
 
     def features_of(self, inputs: Tensor) -> Tensor:
-        if not len(inputs):  # a rank's share of a last batch; a model need not take it
-            return self.features_of(inputs.new_zeros(1, *inputs.shape[1:]))[:0]
-        features = self.run_model(inputs).features
-        if features is None:
-            raise ValueError(f"task=self_supervised needs a model that reports features; {type(self.model).__name__} gives only an output")
-        return features
+        return features_of(self.model, inputs, "task=self_supervised")
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"features": self.features_of(batch["inputs"])}
