@@ -15,8 +15,27 @@ from components.validation import require, require_choice
 QUERIES_AT_ONCE = 1024
 
 
-class Retrieval(Metric):
-    """Base of retrieval metrics: gathers embeddings and classes; a subclass gives :meth:`depth` and :meth:`score`.
+class OfEmbeddings(Metric):
+    """Base of metrics of all embeddings of a split at once: gathers them and their classes."""
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    embeddings: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, target: Tensor) -> None:
+        self.embeddings.append(embeddings.float())
+        self.target.append(target)
+
+
+class Retrieval(OfEmbeddings):
+    """Base of retrieval metrics; a subclass gives :meth:`depth` and :meth:`score`.
 
     Memory at the end is ``QUERIES_AT_ONCE`` x samples, not samples². The result is the mean over the queries that have another
     sample of their class, NaN if none has.
@@ -25,18 +44,10 @@ class Retrieval(Metric):
         distance: ``cosine`` or ``euclidean``.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    embeddings: list[Tensor]
-    target: list[Tensor]
-
     def __init__(self, distance: str = "cosine") -> None:
         super().__init__()
         require_choice("distance", distance, ("cosine", "euclidean"))
         self.distance = distance
-        self.add_state("embeddings", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
 
     def depth(self, wanted: Tensor) -> int:
         """How many neighbours are looked at, given the number of wanted samples of each query."""
@@ -45,10 +56,6 @@ class Retrieval(Metric):
     def score(self, hits: Tensor, wanted: Tensor) -> Tensor:
         """(Q,) scores from ``hits`` (Q, depth), whether the n-th neighbour is wanted, and ``wanted`` (Q,), how many there are."""
         raise NotImplementedError
-
-    def update(self, embeddings: Tensor, target: Tensor) -> None:
-        self.embeddings.append(embeddings.float())
-        self.target.append(target)
 
     def compute(self) -> Tensor:
         embeddings, target = dim_zero_cat(self.embeddings), dim_zero_cat(self.target).long()

@@ -5,32 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from components.metrics.retrieval import OfEmbeddings
+from components.metrics.selective import last_of_equals
 from components.validation import require, require_choice
 
 
-class Verification(Metric):
+class Verification(OfEmbeddings):
     """Base of verification metrics: every pair of samples is a trial, its score the cosine, genuine if both are of one class.
 
     Memory at the end is samples² / 2. The result is NaN where all trials are of one kind.
     """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    embeddings: list[Tensor]
-    target: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("embeddings", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
-
-    def update(self, embeddings: Tensor, target: Tensor) -> None:
-        self.embeddings.append(embeddings.float())
-        self.target.append(target)
 
     def trials(self) -> tuple[Tensor, Tensor]:
         """Scores and whether they are genuine, of all pairs."""
@@ -54,7 +40,7 @@ def roc(scores: Tensor, genuine: Tensor) -> tuple[Tensor, Tensor]:
     scores, order = scores.sort(descending=True)
     right = genuine[order].double().cumsum(0)
     wrong = (~genuine[order]).double().cumsum(0)
-    last_of_ties = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool, device=scores.device)])
+    last_of_ties = last_of_equals(scores)
     start = torch.zeros(1, dtype=torch.float64, device=scores.device)
     return torch.cat([start, wrong[last_of_ties] / wrong[-1]]), torch.cat([start, right[last_of_ties] / right[-1]])
 
@@ -136,7 +122,7 @@ class SimilarityGap(Verification):
         return scores[genuine].min() - scores[~genuine].max()
 
 
-class FewShotAccuracy(Metric):
+class FewShotAccuracy(OfEmbeddings):
     """Accuracy of episodes: a few samples of each of a few classes are shown, others of these classes are assigned to the nearest class mean.
 
     Samples are put in order of ``index`` before episodes are drawn, so that the result does not depend on batches or ranks.
@@ -159,11 +145,6 @@ class FewShotAccuracy(Metric):
         Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017, arXiv:1703.05175.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    embeddings: list[Tensor]
-    target: list[Tensor]
     index: list[Tensor]
 
     def __init__(self, ways: int = 5, shots: int = 5, queries: int = 15, episodes: int = 200, distance: str = "cosine", seed: int = 0) -> None:
@@ -173,12 +154,10 @@ class FewShotAccuracy(Metric):
             require(value >= 1, f"{name} must be >= 1", value)
         require_choice("distance", distance, ("cosine", "euclidean"))
         self.ways, self.shots, self.queries, self.episodes, self.distance, self.seed = ways, shots, queries, episodes, distance, seed
-        for state in ("embeddings", "target", "index"):
-            self.add_state(state, [], dist_reduce_fx="cat")
+        self.add_state("index", [], dist_reduce_fx="cat")
 
-    def update(self, embeddings: Tensor, target: Tensor, index: Tensor) -> None:
-        self.embeddings.append(embeddings.float())
-        self.target.append(target)
+    def update(self, embeddings: Tensor, target: Tensor, index: Tensor) -> None:  # type: ignore[override]
+        super().update(embeddings, target)
         self.index.append(index)
 
     def compute(self) -> Tensor:
