@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -126,19 +126,6 @@ class UnfoldedIHT(UnfoldedISTA):
     """
 
     name: ClassVar[str] = "unfolded_iht"
-
-    def __init__(
-        self,
-        measurement_matrix: Sequence[Sequence[float]] | Tensor,
-        num_outputs: int | None = None,
-        *,
-        layers: int = 10,
-        lam: float = 0.1,
-        incremental: bool = False,
-        total_steps: int | None = None,
-    ) -> None:
-        given: dict[str, Any] = {"layers": layers, "lam": lam, "incremental": incremental, "total_steps": total_steps}
-        super().__init__(measurement_matrix, num_outputs, **given)
 
     def threshold(self, values: Tensor, step: Tensor) -> Tensor:
         return hard_threshold(values, (2 * self.lam * step).sqrt())
