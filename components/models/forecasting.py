@@ -120,16 +120,13 @@ class PatchTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.history_length, self.horizon = in_channels, history_length, horizon
-        self.per_channel = outputs_per_channel(in_channels, history_length, horizon, num_outputs)
-        require_choice("head", head, ("point", "gaussian", "quantile"))
-        require(head != "gaussian" or self.per_channel == 2, "head='gaussian' needs num_outputs = 2 in_channels (a mean and a log variance)", num_outputs)
+        self.per_channel = outputs_per_channel(in_channels, history_length, horizon, num_outputs, head)
         require(1 <= patch_length <= history_length, f"patch_length must be in [1, history_length = {history_length}]", patch_length)
         require(stride >= 1, "stride must be >= 1", stride)
         require(depth >= 1, "depth must be >= 1", depth)
-        require(revin or not revin_affine, "revin_affine needs revin=true")
         self.patch_length, self.stride = patch_length, stride
         self.feature_dim = width
-        self.normalise = InstanceNorm(in_channels, affine=revin_affine, gaussian=head == "gaussian") if revin else None
+        self.normalise = instance_norm(in_channels, head, revin, revin_affine)
         patches = (history_length - patch_length) // stride + 2
         self.embed = nn.Linear(patch_length, width)
         self.positions = nn.Parameter(0.02 * torch.randn(patches, width))
@@ -225,8 +222,14 @@ def channels_last(output: Tensor) -> Tensor:
     return output.transpose(1, 2).flatten(2)
 
 
-def outputs_per_channel(in_channels: int, history_length: int, horizon: int, num_outputs: int | None) -> int:
-    """K = num_outputs / in_channels, all sizes checked."""
+def instance_norm(in_channels: int, head: str, revin: bool, revin_affine: bool) -> InstanceNorm | None:
+    """Reversible instance normalisation as the options of a forecaster ask for it."""
+    require(revin or not revin_affine, "revin_affine needs revin=true")
+    return InstanceNorm(in_channels, affine=revin_affine, gaussian=head == "gaussian") if revin else None
+
+
+def outputs_per_channel(in_channels: int, history_length: int, horizon: int, num_outputs: int | None, head: str = "point") -> int:
+    """K = num_outputs / in_channels, all sizes checked, and that K is what a Gaussian head takes."""
     for name, value in {"in_channels": in_channels, "history_length": history_length, "horizon": horizon}.items():
         require(value >= 1, f"{name} must be >= 1", value)
     num_outputs = in_channels if num_outputs is None else num_outputs
@@ -235,4 +238,7 @@ def outputs_per_channel(in_channels: int, history_length: int, horizon: int, num
         f"num_outputs must be a multiple of in_channels = {in_channels} (the model forecasts every channel that it observes)",
         num_outputs,
     )
-    return num_outputs // in_channels
+    per_channel = num_outputs // in_channels
+    require_choice("head", head, ("point", "gaussian", "quantile"))
+    require(head != "gaussian" or per_channel == 2, "head='gaussian' needs num_outputs = 2 in_channels (a mean and a log variance)", num_outputs)
+    return per_channel

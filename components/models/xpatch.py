@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from components.models.base import ModelOutput
-from components.models.forecasting import InstanceNorm, channels_last, outputs_per_channel
+from components.models.forecasting import channels_last, instance_norm, outputs_per_channel
 from components.models.layers import check_inputs
-from components.validation import require, require_choice
+from components.validation import require
 
 
 class XPatch(nn.Module):
@@ -62,15 +62,12 @@ class XPatch(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.history_length, self.horizon = in_channels, history_length, horizon
-        self.per_channel = outputs_per_channel(in_channels, history_length, horizon, num_outputs)
-        require_choice("head", head, ("point", "gaussian", "quantile"))
-        require(head != "gaussian" or self.per_channel == 2, "head='gaussian' needs num_outputs = 2 in_channels (a mean and a log variance)", num_outputs)
+        self.per_channel = outputs_per_channel(in_channels, history_length, horizon, num_outputs, head)
         require(0 < alpha <= 1, "alpha must be in (0, 1]", alpha)
         require(2 <= patch_length <= history_length, f"patch_length must be in [2, history_length = {history_length}]", patch_length)
         require(stride >= 1, "stride must be >= 1", stride)
-        require(revin or not revin_affine, "revin_affine needs revin=true")
         self.alpha = alpha
-        self.normalise = InstanceNorm(in_channels, affine=revin_affine, gaussian=head == "gaussian") if revin else None
+        self.normalise = instance_norm(in_channels, head, revin, revin_affine)
         outputs = horizon * self.per_channel
         self.seasonal = PatchStream(history_length, outputs, patch_length, stride)
         self.trend = TrendStream(history_length, outputs)
