@@ -272,7 +272,7 @@ def reproduce(
     Baseline and method over the same seeds: the paired difference with its 95 % interval, and a verdict. Stopped or killed, the same command
     goes on; finished, it shows the outcome again. A claim is a block of an experiment's file: docs/reproduce.md.
 
-    
+    \b
     losskit reproduce --list
     losskit reproduce poly1
     losskit reproduce poly1 data.label_noise=0.2 --seeds 10 sweep.workers=4
