@@ -91,7 +91,7 @@ class Claim:
         seeds = _seeds(where, node)
         return cls(name, texts["paper"], texts["says"], texts["shown_by"], arms, texts["metric"], better, float(margin), seeds, tune, texts["notes"])
 
-    def arm(self, name: str | None) -> str:
+    def arm(self, name: Any = None) -> str:
         """The arm of that name, ``method`` without one.
 
         Raises:

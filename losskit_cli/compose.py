@@ -124,32 +124,32 @@ class Composer:
         Raises:
             UsageError: an override that does not parse; an unknown group, option or key (with the nearest); a missing file.
         """
-        claim = self._claim_of(overrides)
-        chosen = next((text.partition("=")[2] for text in reversed(overrides) if _key_of(text) == ARM), None)
+        chosen = [text for text in overrides if _key_of(text) == ARM]
         others = [text for text in overrides if _key_of(text) != ARM]
+        claim = self._claim_of(others)
         if claim is None:
-            if chosen is not None:
-                raise UsageError(f"{ARM}={chosen} is one side of a claim, and this experiment makes none (those that do: losskit reproduce --list)")
+            if chosen:
+                raise UsageError(f"{chosen[-1]} is one side of a claim, and this experiment makes none (those that do: losskit reproduce --list)")
             return self._composed(others)
-        arm = claim.arm(None if chosen == "null" else chosen)
+        arm = claim.arm(self._parse(chosen)[-1].value() if chosen else None)
         own = not_overridden(claim.arms[arm], others)
         composed = self._composed([*own, *others])
         with open_dict(composed.config):
             composed.config[ARM] = arm
-        rest = iter(composed.overrides[len(own) :])
-        composed.overrides = [text if _key_of(text) == ARM else next(rest) for text in overrides]
+        composed.overrides = [*composed.overrides[len(own) :], *chosen]
         source = f"experiment/{claim.name}.yaml, {ARM}={arm}"
         composed.origins = {key: source if text.removeprefix("override ") in own else text for key, text in composed.origins.items()} | {ARM: source}
         return composed
 
     def _claim_of(self, overrides: Sequence[str]) -> Claim | None:
         """The claim of the chosen experiment, from its file alone: what an arm sets need not be there without it."""
-        chosen = [text.partition("=")[2] for text in overrides if _key_of(text) == "experiment" and not text.startswith("~")]
-        for name in chosen[-1].strip("[]").split(",")[::-1] if chosen else ():
+        given = self._parse([text for text in overrides if _key_of(text) == "experiment" and not text.startswith("~")])
+        names = given[-1].value() if given else None
+        for name in reversed(names) if isinstance(names, list) else [names]:
             if name in self.catalogue.option_names("experiment"):
-                node = self.catalogue.option("experiment", name).body.get("claim")
+                node = self.catalogue.option("experiment", str(name)).body.get("claim")
                 if node is not None:
-                    return Claim.read(name, node)
+                    return Claim.read(str(name), node)
         return None
 
     def _composed(self, overrides: Sequence[str]) -> Composed:
