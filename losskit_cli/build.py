@@ -239,9 +239,7 @@ class Builder:
     def teacher(self, options: Mapping[str, Any], data: DataModule) -> nn.Module:
         """The teacher of a distillation: a finished run's model, or one trained first."""
         if options.get("teacher_run"):
-            if self.load_model is None:
-                raise UsageError("task.teacher_run needs the run store")
-            return self.load_model(str(options["teacher_run"]))
+            return self._model_of("teacher_run", options)
         teacher: nn.Module = self.make("task.teacher_model", options.get("teacher_model") or self.config["model"])
         if not self.train_teacher:
             return teacher
@@ -251,14 +249,18 @@ class Builder:
     def predictor(self, model: nn.Module, options: Mapping[str, Any], data: DataModule) -> nn.Module:
         """The frozen classifier of a stage that comes after it: a finished run's model, or ``model``, trained first."""
         if options.get("predictor_run"):
-            if self.load_model is None:
-                raise UsageError("task.predictor_run needs the run store")
-            return self.load_model(str(options["predictor_run"]))
+            return self._model_of("predictor_run", options)
         if not self.train_teacher:
             return model
         training = {"held_out": options["held_out"], "epochs": options["predictor_epochs"], "lr": options["predictor_lr"], "seed": self.config["seed"]}
         with user_errors(self._named("task")):
             return components.tasks.train_predictor(model, data, **training)
+
+    def _model_of(self, key: str, options: Mapping[str, Any]) -> nn.Module:
+        """The model of the finished run that the task's option ``key`` names."""
+        if self.load_model is None:
+            raise UsageError(f"task.{key} needs the run store")
+        return self.load_model(str(options[key]))
 
     def callbacks(self, task: Task, data: DataModule, saving: bool) -> list[lightning.Callback]:
         made = []
