@@ -2,7 +2,7 @@
 
 from components.data.arrays import ArrayData, Samples, TensorEncoder
 from components.data.bags import BagOrder, Bags
-from components.data.base import Batch, BatchLoader, BatchOrder, DataModule, Split
+from components.data.base import Batch, BatchLoader, DataModule, Split
 from components.data.corruption import Corruption
 from components.data.decisions import Churn, RareClass
 from components.data.densities import GaussianRing
@@ -19,7 +19,7 @@ from components.data.physics import Convection, TransportEquation
 from components.data.raters import RaterShapes
 from components.data.ratings import RatedQuality
 from components.data.recovery import LineSignal, NoisyPictures, SparseRecovery
-from components.data.samplers import ClassBatchOrder
+from components.data.samplers import BatchOrder, ClassBatchOrder
 from components.data.series import Co2, ElNino, Macrodata, Series, Sunspots
 from components.data.signals import AdvectedField, Returns, SeasonalSeries
 from components.data.synthetic import GaussianMixture, RareGradients, TeacherStudent, TwoMoons

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from components.data.base import Batch, BatchLoader, BatchOrder, DataModule, Split
+from components.data.base import Batch, BatchLoader, DataModule, Split
+from components.data.samplers import BatchOrder
 from components.validation import require
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from components.data.corruption import Corruption
-from components.data.samplers import BatchOrder as BatchOrder  # it is looked for here
-from components.data.samplers import ClassBatchOrder, check_classes
+from components.data.samplers import BatchOrder, ClassBatchOrder, check_classes
 from components.validation import require
 
 Batch = dict[str, Any]

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.callbacks.probes import Prober
-from components.data.base import BatchLoader, BatchOrder
+from components.data.base import BatchLoader
+from components.data.samplers import BatchOrder
 
 MakeCallbacks = Callable[..., list[Callback]]
 """(**options) -> the callbacks of the average, usually one; the options override those that it comes with."""
