@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from losskit_cli.claims import BASELINE
-from losskit_cli.errors import UsageError
 from losskit_cli.group_plot import BLUE, GREY, INK
+from losskit_cli.plot import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,27 +24,22 @@ def draw_claim(outcome: Outcome, file: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     others = [arm for arm in outcome.values if arm != BASELINE]
     figure = Figure(figsize=(9.0, 2.9 + 0.25 * len(others)), layout="constrained")
-    FigureCanvasAgg(figure)
     values, differences = figure.subplots(1, 2, width_ratios=[1.0, 1.2])
     _values(values, outcome, [BASELINE, *others])
     _differences(differences, outcome, others)
     figure.suptitle(f"{outcome.claim.name}: {outcome.verdict}", fontsize=11, color=COLOURS[outcome.verdict], x=0.01, ha="left", fontweight="bold")
-    try:
-        figure.savefig(file, dpi=160)
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error}") from error
+    save_figure(figure, file)
 
 
 def _values(axes: Axes, outcome: Outcome, arms: list[str]) -> None:
     """One line a seed, from arm to arm."""
     for seed in outcome.claim.seeds:
         axes.plot(range(len(arms)), [outcome.values[arm].get(seed, math.nan) for arm in arms], "-o", color=BLUE, alpha=0.45, markersize=4, linewidth=1)
-    means = [outcome.summary(arm).mean for arm in arms]
+    means = [outcome.summaries[arm].mean for arm in arms]
     axes.plot(range(len(arms)), [math.nan if mean is None else mean for mean in means], "_", color=INK, markersize=26, markeredgewidth=2)
     axes.set_xticks(range(len(arms)), arms, rotation=0 if len(arms) < 4 else 20)
     axes.set_xlim(-0.4, len(arms) - 0.6)
@@ -56,7 +51,7 @@ def _differences(axes: Axes, outcome: Outcome, arms: list[str]) -> None:
     """One row an arm: each seed's difference, the mean and its interval; the baseline is the line at 0."""
     baseline = outcome.values[BASELINE]
     for row, arm in enumerate(arms):
-        found = outcome.difference(arm)
+        found = outcome.differences[arm]
         each = [value - baseline[seed] for seed, value in outcome.values[arm].items() if seed in baseline]
         axes.plot(each, [row + 0.18] * len(each), "o", color=BLUE, alpha=0.45, markersize=4)
         if found.low is not None and found.high is not None and found.difference is not None:

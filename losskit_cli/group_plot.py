@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losskit_cli.errors import UsageError
+from losskit_cli.plot import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,6 @@ def draw_groups(comparison: Comparison, file: Path) -> None:
     Raises:
         UsageError: nothing finite to draw, more than four metrics, or the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys(c.of for c in comparison.columns if c.of is not None))
@@ -42,7 +42,6 @@ def draw_groups(comparison: Comparison, file: Path) -> None:
     keys = [c.name for c in comparison.columns if c.kind == "param"]
     labels = [_label(row, keys) for row in comparison.rows]
     figure = Figure(figsize=(2.2 + 4.6 * len(metrics), 1.5 + 0.52 * len(labels)), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0], metrics, strict=True):
         _panel(axes, [row[metric] for row in comparison.rows], labels)
         arrow = {"min": "lower is better", "max": "higher is better"}[comparison.direction] if metric == comparison.metric else ""
@@ -50,11 +49,7 @@ def draw_groups(comparison: Comparison, file: Path) -> None:
     reference = comparison.reference
     told = f"points: one per {', '.join(reference.over)}; mean ± 95 % interval; dashed: {reference.label}" if reference else ""
     figure.suptitle(told, fontsize=8.5, color=GREY, x=0.01, ha="left")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=160)
-    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
-        raise UsageError(f"cannot write {file}: {error}") from error
+    save_figure(figure, file)
 
 
 def _panel(axes: Axes, cells: Sequence[Mapping[str, Any] | None], labels: Sequence[str]) -> None:

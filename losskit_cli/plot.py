@@ -366,7 +366,11 @@ def save(picture: Picture, file: Path) -> None:
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a matplotlib figure, its directory made if need be."""
+    """Write a matplotlib figure, its directory made if need be.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

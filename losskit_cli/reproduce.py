@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from losskit_cli.compare import json_ready, plus_minus
 from losskit_cli.compose import Composer
 from losskit_cli.errors import LosskitError, RunError, UsageError
 from losskit_cli.statistics import Difference, Summary, compare_with, summarise
-from losskit_cli.sweep import PartOf, SweepInterrupted, in_words, run_to_end, sweep_names
+from losskit_cli.sweep import PartOf, SweepInterrupted, in_words, run_to_end
 from losskit_cli.sweep_plan import key_of, make_plan
 from losskit_cli.sweep_run import SweepRun
 from losskit_cli.tracking.contents import PREFIX
@@ -58,22 +60,25 @@ class Outcome:
     picture: str = ""
     seconds: float = 0.0
 
-    def summary(self, arm: str) -> Summary:
-        return summarise([*self.values[arm].values()])
+    @cached_property
+    def summaries(self) -> Mapping[str, Summary]:
+        """Of each arm."""
+        return {arm: summarise([*values.values()]) for arm, values in self.values.items()}
 
-    def difference(self, arm: str = METHOD) -> Difference:
-        """Arm − baseline, seed by seed."""
-        return compare_with(self.values[arm], self.values[BASELINE])
+    @cached_property
+    def differences(self) -> Mapping[str, Difference]:
+        """Of each arm: arm − baseline, seed by seed."""
+        return {arm: compare_with(values, self.values[BASELINE]) for arm, values in self.values.items()}
 
     @property
     def verdict(self) -> Verdict:
-        return self.claim.verdict(self.difference())
+        return self.claim.verdict(self.differences[METHOD])
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        claim, difference = self.claim, self.difference()
+        claim, difference = self.claim, self.differences[METHOD]
         arms = {
-            arm: {"overrides": [*claim.arms[arm], *self.tuned[arm]], "values": {str(seed): v for seed, v in values.items()}, "mean": self.summary(arm).mean}
+            arm: {"overrides": [*claim.arms[arm], *self.tuned[arm]], "values": {str(seed): v for seed, v in values.items()}, "mean": self.summaries[arm].mean}
             for arm, values in self.values.items()
         }
         paired = {"difference": difference.difference, "low": difference.low, "high": difference.high, "effect": difference.effect, "pairs": difference.n}
@@ -185,10 +190,11 @@ class Reproduction:
         """Run what is not there yet, and say what it says."""
         tuned: Mapping[str, Sequence[str]] = dict.fromkeys(self.claim.arms, ())
         if self.tune:
-            tuning = run_to_end(self._named(self.tuning_plan(), "-tuning"), PartOf(self.command), json=json, quiet=quiet)
+            plan = self.tuning_plan()
+            tuning = run_to_end(plan, PartOf(self.command), self._namer(plan, "-tuning"), json=json, quiet=quiet)
             tuned = best_points(tuning, self.claim)
-        sweep = run_to_end(self._named(self.plan(tuned)), PartOf(self.command, lambda sweep, run: self._keep(sweep, run, tuned)), json=json, quiet=quiet)
-        return self.outcome(sweep, tuned)
+        plan, kept = self.plan(tuned), PartOf(self.command, lambda sweep, run: self._keep(sweep, run, tuned))
+        return self.outcome(run_to_end(plan, kept, self._namer(plan), json=json, quiet=quiet), tuned)
 
     def plans(self) -> list[Plan]:
         """What would be run; that of the claim itself with every arm at the first point of what is tuned."""
@@ -220,13 +226,15 @@ class Reproduction:
         with in_words():
             return make_plan(self.composer, [f"experiment={self.claim.name}", *self.overrides, *more, *of_sweep], every_point=True, name="claim")[0]
 
-    def _named(self, plan: Plan, suffix: str = "") -> Plan:
-        """The plan with a name that says what it is: the same claim of the same configuration has the same, so that it is gone on with."""
+    def _namer(self, plan: Plan, suffix: str = "") -> Callable[[Container[str]], str]:
+        """Names a sweep by what it is: the same claim of the same configuration has the same name, so that it is gone on with."""
         name = f"claim-{self.claim.name}{suffix}-{plan.fingerprint[:6]}"
-        there = sweep_names(plan)
-        last = max((n for n in range(1, len(there) + 1) if numbered(name, n) in there), default=1)
-        fresh = self.anew and name in there
-        return replace(plan, name=numbered(name, last + 1 if fresh else last))
+
+        def name_beside(there: Container[str]) -> str:
+            unused = next(n for n in count(1) if numbered(name, n) not in there)
+            return numbered(name, unused if self.anew else max(unused - 1, 1))
+
+        return name_beside
 
     def outcome(self, sweep: Sweep, tuned: Mapping[str, Sequence[str]]) -> Outcome:
         """What the finished sweep's runs say."""
@@ -253,7 +261,7 @@ class Reproduction:
             outcome = self.outcome(sweep, tuned)
         except LosskitError:
             return  # said by whoever asked for the outcome
-        difference = outcome.difference()
+        difference = outcome.differences[METHOD]
         draw_claim(outcome, run.directory / PICTURE)
         run.keep(run.directory / PICTURE)
         if run.journal is None:
@@ -325,11 +333,11 @@ def _tell(outcome: Outcome) -> None:
     tuned = any(outcome.tuned.values())
     table = Table("", claim.metric, "− baseline", "Hedges' g", *(["tuned"] if tuned else []), header_style="dim")
     for arm in claim.arms:
-        difference = outcome.difference(arm)
+        difference = outcome.differences[arm]
         compared = ["", ""] if arm == BASELINE else [difference_text(difference), effect_text(difference)]
-        table.add_row(arm, mean_text(outcome.summary(arm)), *compared, *([" ".join(outcome.tuned[arm])] if tuned else []))
+        table.add_row(arm, mean_text(outcome.summaries[arm]), *compared, *([" ".join(outcome.tuned[arm])] if tuned else []))
     out.print(table)
-    pairs = outcome.difference().n
+    pairs = outcome.differences[METHOD].n
     out.print(f"[{STYLES[outcome.verdict]}]{outcome.verdict}[/]: {verdict_text(outcome)} ({pairs} pairs of runs)", highlight=False, soft_wrap=True)
     if claim.notes:
         out.print(f"note: {claim.notes}", markup=False, highlight=False, soft_wrap=True)
@@ -368,7 +376,7 @@ def effect_text(difference: Difference) -> str:
 def verdict_text(outcome: Outcome) -> str:
     claim = outcome.claim
     no_worse = f", no worse being within {claim.margin:g}" if claim.margin else ""
-    return f"{METHOD} − {BASELINE} = {difference_text(outcome.difference())} in {claim.metric}, 95 % interval, {better(claim)}{no_worse}"
+    return f"{METHOD} − {BASELINE} = {difference_text(outcome.differences[METHOD])} in {claim.metric}, 95 % interval, {better(claim)}{no_worse}"
 
 
 # -- the page -----------------------------------------------------------------------------------------------------------------
@@ -396,9 +404,9 @@ def _write_page(page: Path, outcomes: Sequence[Outcome], overrides: Sequence[str
     lines.append("| command | metric | baseline | method | difference [95 %] | g | verdict |")
     lines.append("|---|---|---|---|---|---|---|")
     for outcome in outcomes:
-        claim, difference = outcome.claim, outcome.difference()
+        claim, difference = outcome.claim, outcome.differences[METHOD]
         arrow = "↑" if claim.higher_is_better else "↓"
-        cells = [f"`losskit reproduce {claim.name}`", f"{claim.metric} {arrow}", mean_text(outcome.summary(BASELINE)), mean_text(outcome.summary(METHOD))]
+        cells = [f"`losskit reproduce {claim.name}`", f"{claim.metric} {arrow}", mean_text(outcome.summaries[BASELINE]), mean_text(outcome.summaries[METHOD])]
         cells += [difference_text(difference), effect_text(difference), f"**{outcome.verdict}**" if outcome.verdict == "reproduced" else outcome.verdict]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines.append("\n## What is claimed, and by what it is shown\n")
@@ -406,7 +414,7 @@ def _write_page(page: Path, outcomes: Sequence[Outcome], overrides: Sequence[str
         claim = outcome.claim
         text = f"- `{claim.name}`: {claim.says} ({claim.paper})."
         text += f" Here: {claim.shown_by}." if claim.shown_by else ""
-        others = [f"{arm} {mean_text(outcome.summary(arm))}" for arm in claim.arms if arm not in (BASELINE, METHOD)]
+        others = [f"{arm} {mean_text(outcome.summaries[arm])}" for arm in claim.arms if arm not in (BASELINE, METHOD)]
         text += f" Beside them: {'; '.join(others)}." if others else ""
         chosen = {arm: " ".join(values) for arm, values in outcome.tuned.items() if values}
         text += f" Tuned: {'; '.join(f'{arm} {values}' for arm, values in chosen.items())}." if chosen else ""

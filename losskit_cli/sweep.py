@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def start(
         address = address_of(plan.settings["storage"])
         require_logged(plan)  # before there is a storage: nothing is left behind
         storage = open_storage(address)
-        there = given_name and plan.name in [s.study_name for s in storage.get_all_studies()]
+        there = given_name and plan.name in _names_in(storage)
         sweep = Sweep.open(plan.name, storage, address) if there else _create(plan, storage, address)
         with alone(sweep):
             if there:  # the same command once more goes on with it
@@ -85,27 +85,27 @@ def start(
             run_sweep(sweep, json=json, quiet=quiet)
 
 
-def run_to_end(plan: Plan, part_of: PartOf, *, json: bool, quiet: bool) -> Sweep:
-    """The sweep of ``plan``, finished: run, gone on with, or found so."""
+def run_to_end(plan: Plan, part_of: PartOf, name_beside: Callable[[Container[str]], str], *, json: bool, quiet: bool) -> Sweep:
+    """The sweep of ``plan``, finished: run, gone on with, or found so; ``name_beside`` names it, given the names of those in its storage."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with in_words():
         address = address_of(plan.settings["storage"])
-        require = plan.name not in sweep_names(plan)
-        if require:
-            require_logged(plan)
         storage = open_storage(address)
-        sweep = _create(plan, storage, address) if require else Sweep.open(plan.name, storage, address)
+        names = _names_in(storage)
+        plan = replace(plan, name=name_beside(names))
+        if plan.name in names:
+            sweep = Sweep.open(plan.name, storage, address)
+        else:
+            require_logged(plan)
+            sweep = _create(plan, storage, address)
         if not sweep.status().done:
             with alone(sweep):
                 run_sweep(sweep, json=json, quiet=quiet, part_of=part_of)
         return sweep
 
 
-def sweep_names(plan: Plan) -> list[str]:
-    """Names of the studies in a plan's storage."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with in_words():
-        return [study.study_name for study in open_storage(address_of(plan.settings["storage"])).get_all_studies()]
+def _names_in(storage: BaseStorage) -> set[str]:
+    return {study.study_name for study in storage.get_all_studies()}
 
 
 def _create(plan: Plan, storage: BaseStorage, address: str) -> Sweep:
@@ -356,4 +356,4 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-__all__ = ["PartOf", "SweepInterrupted", "open_sweep", "resume", "run_sweep", "run_to_end", "start", "status", "stop", "sweep_names", "worker"]
+__all__ = ["PartOf", "SweepInterrupted", "open_sweep", "resume", "run_sweep", "run_to_end", "start", "status", "stop", "worker"]
