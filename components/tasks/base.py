@@ -372,13 +372,16 @@ class Task(lightning.LightningModule):
 
         A loss that reads them otherwise than softmax does, with a learned or another link, says how in a method ``class_logits``.
         """
-        objective: Objective | None = self.objective
-        read: Callable[[Tensor], Tensor] | None = None if objective is None else getattr(objective.loss.module, "class_logits", None)
+        read = self._link()
         return logits if read is None else read(logits)
 
+    def _link(self) -> Callable[[Tensor], Tensor] | None:
+        objective: Objective | None = self.objective
+        return None if objective is None else getattr(objective.loss.module, "class_logits", None)
+
     def _update_metrics(self, stage: str, quantities: Quantities) -> None:
-        if "logits" in quantities and (read := self.class_logits(quantities["logits"])) is not quantities["logits"]:
-            quantities = quantities.replace(logits=read)
+        if "logits" in quantities and self._link() is not None:  # asked first: without a link, logits may never be made
+            quantities = quantities.replace(logits=self.class_logits(quantities["logits"]))
         for metric in cast(Iterable[Any], self.metrics_of(stage).values()):
             metric.module.update(**{p: detached(quantities[q]) for p, q in metric.arguments.items()})
 

@@ -39,7 +39,7 @@ def stay(said, device):
     try:
         said.send(("begun", os.getpid(), device, {name: os.environ.get(name) for name in ("LOSSKIT_TEST", "LOSSKIT_LATER")}))
         while True:
-            signal.pause()
+            time.sleep(0.05)  # not signal.pause(): a signal that comes just before it would be lost
     except KeyboardInterrupt:
         said.send(("saved", os.getpid(), device, {}))
 
