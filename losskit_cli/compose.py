@@ -136,7 +136,8 @@ class Composer:
         composed = self._composed([*own, *others])
         with open_dict(composed.config):
             composed.config[ARM] = arm
-        composed.overrides = [*composed.overrides[len(own) :], *chosen]
+        rest = iter(composed.overrides[len(own) :])
+        composed.overrides = [text if text in chosen else next(rest) for text in overrides]
         source = f"experiment/{claim.name}.yaml, {ARM}={arm}"
         composed.origins = {key: source if text.removeprefix("override ") in own else text for key, text in composed.origins.items()} | {ARM: source}
         return composed

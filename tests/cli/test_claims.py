@@ -15,6 +15,7 @@ from losskit_cli.catalogue import Catalogue
 from losskit_cli.claims import Claim, claims_of
 from losskit_cli.compose import Composer, not_overridden
 from losskit_cli.errors import UsageError
+from losskit_cli.reproduce import Reproduction
 from losskit_cli.statistics import compare_with
 from losskit_cli.trials import TrialComposer
 from tests.conftest import REPOSITORY, Result
@@ -137,6 +138,12 @@ class TestArm:
         for overrides in (["arm=baseline", "seed=1"], ["arm=method", "seed=2"], ["seed=3", "loss.epsilon=5", "arm=method"], ["arm=baseline", "seed=4"]):
             assert trials.compose(overrides).config == composer.compose(["experiment=mine", *overrides]).config
 
+    def test_an_arm_stays_where_it_was_given(self, own: Callable[..., Path]) -> None:
+        """A sweep of one arm searches other options of it by the place of its overrides."""
+        composer, fixed, searched = Composer([own()]), ["experiment=mine", "arm=baseline", "seed=3"], ["loss=focal", "optimizer.lr=0.5"]
+        for _ in range(2):
+            assert TrialComposer(composer, fixed).compose(searched).overrides == composer.compose([*fixed, *searched]).overrides == [*fixed, *searched]
+
     def test_a_name_that_is_none(self, own: Callable[..., Path]) -> None:
         with pytest.raises(UsageError, match=r"there is no arm=base_line; did you mean 'baseline'\? \(experiment=mine has: method, baseline, focal\)"):
             Composer([own()]).compose(["experiment=mine", "arm=base_line"])
@@ -172,13 +179,16 @@ def test_the_page_of_claims_has_them_all() -> None:
     assert re.findall(r"^\| `losskit reproduce (\w+)` \|", page, re.MULTILINE) == [claim.name for claim in SHIPPED]
 
 
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer()
+
+
 @pytest.mark.parametrize("claim", SHIPPED, ids=lambda claim: claim.name)
 class TestShipped:
     def test_its_source_is_one(self, claim: Claim) -> None:
         assert '"' in claim.paper and any(str(year) in claim.paper for year in range(1990, 2027)), "authors, \"title\", venue and year"
         assert claim.shown_by, "what stands for the paper's setting"
 
-    def test_every_arm_composes(self, claim: Claim, losskit: Callable[..., Result]) -> None:
-        result = losskit("reproduce", claim.name, "--dry-run", "--json")
-        assert result.code == 0, result.err
-        assert result.json()["runs"][-1] == len(claim.arms) * len(claim.seeds)
+    def test_every_arm_composes(self, claim: Claim, composer: Composer) -> None:
+        assert Reproduction(composer, claim).plans()[-1].total == len(claim.arms) * len(claim.seeds)

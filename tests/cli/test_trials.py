@@ -74,7 +74,7 @@ class TestTheShortWay:
         st.lists(st.sampled_from(CHOICES), max_size=2, unique_by=lambda text: text.partition("=")[0]),
         st.lists(st.sampled_from(VALUES), max_size=5, unique=True),
     )
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=30, deadline=None)
     def test_it_leads_where_the_long_one_does(self, composer: Composer, trials: TrialComposer, choices: list[str], values: list[str]) -> None:
         overrides = [*values[:2], *choices, *values[2:]]
         try:

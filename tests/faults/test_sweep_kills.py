@@ -97,7 +97,7 @@ def left_over(project: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("pruner", "kills", "sweep_kills"), [("none", 10, 2), ("hyperband", 6, 1)])
+@pytest.mark.parametrize(("pruner", "kills", "sweep_kills"), [("none", 8, 2), ("hyperband", 4, 1)])
 def test_a_sweep_that_is_hunted_ends_with_exactly_its_trials(project: Path, pruner: str, kills: int, sweep_kills: int) -> None:
     """Workers are killed, and the sweep itself. Pruned trials end with the report that pruned them, whichever process reports."""
     arguments = ["sweep", *EXPERIMENT, "optimizer.lr=tag(log,interval(1e-3,1))", f"sweep.n_trials={TRIALS}", "sweep.workers=3", "sweep.name=hunted",
