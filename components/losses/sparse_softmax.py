@@ -23,7 +23,8 @@ from components.validation import require
 def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
     r"""The nearest point of the probability simplex: :math:`\arg\min_p \lVert p - z \rVert^2 = \max(z - \tau, 0)`, most entries exactly 0.
 
-    Differentiable twice; the Jacobian is :math:`\operatorname{diag}(s) - s s^\top / |S|` with *s* the indicator of the support *S*. Sorts: O(K log K).
+    Differentiable twice; the Jacobian is :math:`\operatorname{diag}(s) - s s^\top / |S|` with *s* the indicator of the support *S*. On the CPU only scores
+    within 1 of the highest are sorted: no other has a probability.
 
     Args:
         scores: any shape, float.
@@ -35,14 +36,26 @@ def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
     """
     exact = scores.to(at_least_float32(scores.dtype))
     shifted = exact - exact.detach().amax(dim, keepdim=True)
-    with torch.no_grad():
-        ordered = shifted.sort(dim, descending=True).values
-        rank = torch.arange(1, scores.shape[dim] + 1, device=scores.device, dtype=exact.dtype).reshape(-1, *[1] * (scores.ndim - 1 - dim % scores.ndim))
-        size = (1 + rank * ordered > ordered.cumsum(dim)).sum(dim, keepdim=True)
-        threshold = (ordered.cumsum(dim).gather(dim, size - 1) - 1) / size
-        support = shifted > threshold
+    support = support_of(shifted, dim)
     tau = ((shifted * support).sum(dim, keepdim=True) - 1) / support.sum(dim, keepdim=True)
     return ((shifted - tau) * support).clamp(min=0).to(scores.dtype)
+
+
+def conjugate(shifted: Tensor, dim: int) -> Tensor:
+    r""":math:`\Omega^*(z) = \tfrac12 \sum_{j \in S} (z_j^2 - \tau^2)`, whose gradient is sparsemax, of scores whose highest is 0."""
+    support = support_of(shifted, dim)
+    inside, size = shifted * support, support.sum(dim)
+    return (inside.square().sum(dim) - (inside.sum(dim) - 1).square() / size) / 2
+
+
+@torch.no_grad()
+def support_of(shifted: Tensor, dim: int) -> Tensor:
+    """Which scores have a probability, where the highest of all is 0."""
+    most = max(int((shifted > -1).sum(dim).amax()), 1) if is_readable(shifted) and shifted.numel() else shifted.shape[dim]
+    ordered = shifted.topk(most, dim).values
+    rank = torch.arange(1, most + 1, device=shifted.device, dtype=shifted.dtype).reshape(-1, *[1] * (shifted.ndim - 1 - dim % shifted.ndim))
+    size = (1 + rank * ordered > ordered.cumsum(dim)).sum(dim, keepdim=True).clamp(min=1)  # none, of NaN
+    return shifted > (ordered.cumsum(dim).gather(dim, size - 1) - 1) / size
 
 
 class Sparsemax(nn.Module):
@@ -97,8 +110,7 @@ class SparsemaxLoss(Loss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         scores = checked_scores(self, logits, target)
         shifted = scores - scores.detach().amax(1, keepdim=True)
-        p = sparsemax(scores, 1)
-        values = (1 - p.square().sum(1)) / 2 + (p * shifted).sum(1) - score_of_target(shifted, target, self.ignore_index)
+        values = 0.5 + conjugate(shifted, 1) - score_of_target(shifted, target, self.ignore_index)
         return self.reduce(values, target).to(logits.dtype)
 
     def class_logits(self, logits: Tensor) -> Tensor:
@@ -156,8 +168,7 @@ class MultilabelSparsemaxLoss(Loss):
         highest = scores.detach().masked_fill(~known, -torch.inf).amax(1, keepdim=True)
         highest = torch.where(highest.isfinite(), highest, 0.0)
         shifted = torch.where(known, scores - highest, -2.0)
-        p = sparsemax(shifted, 1)
-        values = (q.square() - p.square()).sum(1) / 2 + ((p - q) * shifted).sum(1)
+        values = conjugate(shifted, 1) + (q * (q / 2 - shifted)).sum(1)
         values = values * (amount > 0).squeeze(1)
         return reduce_values(values, known.any(1).to(values.dtype), self.reduction).to(logits.dtype)
 
