@@ -10,6 +10,7 @@ the mean is the mean over labels, each with as much say as it has known elements
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -250,11 +251,11 @@ class SelfAdjustingDiceLoss(Loss):
         if kept is not None:
             scores = scores.masked_fill(~kept, torch.finfo(scores.dtype).min / 4)
         log_p = scores.log_softmax(1)
-        # of the likeliest class the others' sum is taken, where 1 - p would cancel
-        likeliest = F.one_hot(log_p.argmax(1), scores.shape[1]).movedim(-1, 1).bool()
-        others = log_p.masked_fill(likeliest, -torch.inf).logsumexp(1, keepdim=True)
-        small = log_p.masked_fill(likeliest, -1.0)
-        return log_p, torch.where(likeliest, others, torch.log1p(-small.exp()))
+        # of a class with more than half the probability the others' sum is taken, where 1 - p would cancel
+        likely = log_p > -math.log(2)
+        others = log_p.masked_fill(likely, -torch.inf).logsumexp(1, keepdim=True)
+        small = log_p.masked_fill(likely, -1.0)
+        return log_p, torch.where(likely, others, torch.log1p(-small.exp()))
 
 
 def spread(per_label: Tensor, like: Tensor) -> Tensor:

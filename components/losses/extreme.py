@@ -56,7 +56,7 @@ class DecoupledSoftmaxLoss(Loss):
         positive = relevance > 0
         # a large negative number instead of -inf: a row without negatives has NaN gradients otherwise
         of_negatives = scores.masked_fill(positive | ~kept, torch.finfo(scores.dtype).min / 4).logsumexp(1, keepdim=True)
-        costs = torch.where(positive, relevance * F.softplus(of_negatives - scores), torch.zeros_like(scores))
+        costs = relevance * F.softplus(of_negatives - scores)
         return reduce_queries(costs.sum(1) / nonzero(positive.sum(1)), kept, self.reduction, logits.dtype)
 
 

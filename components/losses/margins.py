@@ -199,10 +199,9 @@ class KLDivergenceLoss(Loss):
         positive, kept = known_labels(logits, target_multi_hot, self.ignore_index)
         scores = logits.to(positive.dtype)
         if kept is not None:
-            scores = scores.masked_fill(~kept, torch.finfo(scores.dtype).min)
+            scores = scores.masked_fill(~kept, torch.finfo(scores.dtype).min / 4)  # whose log-probability is finite, and 0 times it 0
         total = positive.sum(1)
         share = positive / nonzero(total).unsqueeze(1)
-        surprise = torch.where(share > 0, share * scores.log_softmax(1), torch.zeros_like(share))
-        values = (torch.special.xlogy(share, share) - surprise).sum(1)
+        values = (torch.special.xlogy(share, share) - share * scores.log_softmax(1)).sum(1)
         weights = None if kept is None else kept.any(1).to(values.dtype)
         return reduce_values(values, weights, self.reduction).to(logits.dtype)

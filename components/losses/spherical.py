@@ -244,6 +244,5 @@ class StablemaxLoss(TransformedSoftmaxLoss):
 
     def class_logits(self, logits: Tensor) -> Tensor:
         scores = logits.to(at_least_float32(logits.dtype))
-        above = scores >= 0
-        size = torch.where(above, scores, -scores).log1p()  # not of abs(): of that torch takes the derivative at 0 for 0
-        return torch.where(above, size, -size)
+        sign = (scores >= 0).to(scores.dtype) * 2 - 1  # not abs(), whose derivative at 0 torch takes for 0
+        return (sign * scores).log1p() * sign
