@@ -84,7 +84,7 @@ METRICS = {
     "distillation": {"acc", "agreement"},
     "calibration": {"acc", "ece", "ks", "brier", "confidence_auroc"},
     "rejection": {"coverage", "precision", "area", "coverage_at_precision", "cost"},
-    "targeting": {"profit", "regret", "maximum_profit", "auroc"},
+    "targeting": {"profit", "regret", "maximum_profit", "expected_maximum_profit", "auroc"},
     "language_modelling": {"perplexity", "bits_per_byte"},
     "ranking": {"recall", "ndcg", "mrr", "auc"},
     "ctr": {"auroc", "logloss"},

@@ -1,7 +1,7 @@
 """Metrics beside torchmetrics' own: a ``torchmetrics.Metric`` each, its ``update`` bound to a task's quantities by the option file."""
 
 from components.metrics.attacks import AttackedAccuracy
-from components.metrics.campaign import CampaignProfit, CampaignRegret
+from components.metrics.campaign import CampaignProfit, CampaignRegret, ExpectedMaximumProfit
 from components.metrics.classification import (
     Agreement,
     BinaryAccuracy,
@@ -73,6 +73,7 @@ __all__ = [
     "CoverageAtPrecision",
     "CrossModalRecall",
     "EqualErrorRate",
+    "ExpectedMaximumProfit",
     "FewShotAccuracy",
     "GeneralizedEnergyDistance",
     "HitRate",

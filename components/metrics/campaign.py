@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betainc
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -96,3 +100,97 @@ class CampaignRegret(CampaignProfit):
         values = self.values()
         best = values.clamp(min=0).sort(descending=True).values[: self.most(len(values))]
         return (best.sum() / len(values)).float() - super().compute()
+
+
+class ExpectedMaximumProfit(Metric):
+    r"""Expected maximum profit for churn (EMPC), per customer: the best threshold's on the score, where how readily the offer is accepted is uncertain.
+
+    .. math:: \int_0^1 \max_t P(t; \gamma)\, h(\gamma)\, d\gamma, \qquad
+              P(t; \gamma) = \pi_0 F_0(t)\, (\gamma (\mathrm{CLV} - d) - f) - \pi_1 F_1(t)\, (d + f)
+
+    with :math:`\pi_0` the share of customers about to leave, :math:`\pi_1` of the others, :math:`F_0(t), F_1(t)` the share of each that scores at least *t*
+    and is targeted, and *h* the density of :math:`\mathrm{Beta}(\alpha, \beta)`. To target nobody is a threshold too, so it is never below 0; it is 0
+    where nobody is about to leave, and NaN over nobody.
+
+    Only the order of the scores counts. The best thresholds are the vertices of the convex hull of the ROC curve, each of them from the :math:`\gamma` on
+    at which it earns what the one before it does, and over such an interval the integral is a difference of incomplete beta functions: nothing is
+    approximated.
+
+    Args:
+        lifetime_value: CLV > *d*, what a customer is worth if kept, on average.
+        offer: *d* >= 0, what the offer costs where it is taken.
+        contact: *f* >= 0, what making it costs.
+        alpha: :math:`\alpha` > 0 of the distribution of :math:`\gamma`, the probability that the offer keeps a customer who is about to leave.
+        beta: :math:`\beta` > 0 of it; the mean is :math:`\alpha / (\alpha + \beta)`, 0.3 as the paper has it.
+
+    Shapes:
+        preds (N, 1), scores; target (N, 1), 1: about to leave, NaN: unknown and left out.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Source:
+        Verbraken, Verbeke, Baesens, "A Novel Profit Maximizing Metric for Measuring Classification Performance of Customer Churn Prediction Models",
+        IEEE TKDE 25(5), 2013.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    scores: list[Tensor]
+    positive: list[Tensor]
+
+    def __init__(self, lifetime_value: float = 200.0, *, offer: float = 10.0, contact: float = 1.0, alpha: float = 6.0, beta: float = 14.0) -> None:
+        super().__init__()
+        require(offer >= 0, "offer must be >= 0", offer)
+        require(contact >= 0, "contact must be >= 0", contact)
+        require(lifetime_value > offer, f"lifetime_value must be > offer ({offer})", lifetime_value)
+        require(alpha > 0, "alpha must be > 0", alpha)
+        require(beta > 0, "beta must be > 0", beta)
+        self.lifetime_value, self.offer, self.contact, self.alpha, self.beta = lifetime_value, offer, contact, alpha, beta
+        for name in ("scores", "positive"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        kept = ~target[:, 0].isnan()
+        self.scores.append(preds[:, 0].float()[kept])
+        self.positive.append(target[:, 0].float()[kept])
+
+    def compute(self) -> Tensor:
+        scores, positive = (dim_zero_cat(state).cpu().double() for state in (self.scores, self.positive))
+        leavers, others = roc_hull(scores, positive)
+        kept = self.lifetime_value - self.offer
+        costs = self.contact * leavers + (self.offer + self.contact) * others
+        earned = kept * np.diff(leavers)
+        # targeting more customers none of whom leaves pays at no gamma
+        break_even = np.divide(np.diff(costs), earned, out=np.full_like(earned, np.inf), where=earned > 0)
+        limits = np.concatenate([[0.0], break_even.clip(0, 1), [1.0]])
+        probability = np.diff(betainc(self.alpha, self.beta, limits))
+        mean = self.alpha / (self.alpha + self.beta)
+        accepted = mean * np.diff(betainc(self.alpha + 1, self.beta, limits))  # integral of gamma h(gamma) over each interval
+        return torch.tensor(kept * leavers @ accepted - costs @ probability).div(len(scores)).float()
+
+
+def roc_hull(scores: Tensor, positive: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How many of those about to leave and how many others are targeted at each vertex of the ROC curve's upper convex hull, from nobody to everybody.
+
+    Numbers, not shares: the hull is the same, they are exact, and there may be none of either.
+
+    Args:
+        scores: (N,); equal ones are targeted together.
+        positive: whether the customer is about to leave, (N,).
+    """
+    thresholds, which = scores.unique(return_inverse=True)
+    steps = [torch.bincount(which, weights=kind, minlength=len(thresholds)).flip(0) for kind in (positive, 1 - positive)]
+    hull = [(0.0, 0.0)]
+    for leavers, others in zip(*(step.cumsum(0).tolist() for step in steps), strict=True):
+        while len(hull) > 1 and not _bends_down(hull[-2], hull[-1], (leavers, others)):
+            hull.pop()
+        hull.append((leavers, others))
+    vertices = np.array(hull)
+    return vertices[:, 0], vertices[:, 1]
+
+
+def _bends_down(first: tuple[float, float], second: tuple[float, float], third: tuple[float, float]) -> bool:
+    """Whether the way on from the second point gains fewer of those about to leave per other customer than the way to it."""
+    return (second[0] - first[0]) * (third[1] - second[1]) > (third[0] - second[0]) * (second[1] - first[1])
