@@ -115,7 +115,7 @@ MODELS = {
 }
 """What each model is tried on; models of another package are tried by their own tests."""
 
-REFUSED = {"class_incremental": {"smooth_adv_comp_sum"}, "language_modelling": {"legendre_tron", "smooth_adv_comp_sum"}}
+REFUSED = {"class_incremental": {"smooth_adv_comp_sum", "trades"}, "language_modelling": {"legendre_tron", "smooth_adv_comp_sum", "trades"}}
 """Losses that a task refuses though it offers all that they ask for, by their own tests: they attack inputs, or need num_classes."""
 
 REWEIGHTING = {"ccd": TASKS["noisy_pairs"]}

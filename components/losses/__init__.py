@@ -2,6 +2,7 @@
 
 from components.losses.adversarial import AdversarialCalibrationLoss
 from components.losses.alignment import SymmetricInfoNCELoss, TripletAlignmentLoss
+from components.losses.attacks import SmoothAdversarialCompSumLoss, TRADESLoss
 from components.losses.base import IGNORE_INDEX, Head, Loss, Reduction, check_target, reduce_values
 from components.losses.bottleneck import CSIBLoss
 from components.losses.boxes import BalancedL1Loss, BoxIoULoss, SmoothL1Loss
@@ -15,7 +16,7 @@ from components.losses.classification import (
     cross_entropy_per_element,
     probability_of_target,
 )
-from components.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss, comp_sum
+from components.losses.comp_sum import CompSumLoss, comp_sum
 from components.losses.confusion import AnyLoss, SelfAdjustingDiceLoss
 from components.losses.costs import ProfitRegretLoss, RejectionLoss
 from components.losses.ctr import TriBCELoss, WelfareRankLoss, fuse_branches
@@ -158,6 +159,7 @@ __all__ = [
     "StatisticalDistanceLoss",
     "SupervisedContrastiveLoss",
     "SymmetricInfoNCELoss",
+    "TRADESLoss",
     "TaylorSoftmaxLoss",
     "ThurstoneFidelityLoss",
     "TriBCELoss",

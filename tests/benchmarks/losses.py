@@ -101,7 +101,7 @@ WHY: dict[str, str] = {
     "metrix": "its base loss, and the same on all mixed pairs",
     "mip": "softmax over the volume, and its projections along each axis",
     "pfid": "compares all pairs of predictions, N²C",
-    "smooth_adv_comp_sum": "ten steps of ascent, each forward and backward through the model",
+    **dict.fromkeys(("smooth_adv_comp_sum", "trades"), "ten steps of ascent, each forward and backward through the model"),
     "soft_top_k": "forty halvings of an interval for each sample's threshold",
     "sparse_transport": "solves a transport problem between the two batches",
     "triplet": "each pair of a class looks for its semi-hard negative among all samples",

@@ -3,10 +3,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from components.losses import CompSumLoss, CrossEntropyLoss, SmoothAdversarialCompSumLoss, comp_sum
+from components.losses import CompSumLoss, CrossEntropyLoss, comp_sum
 
 F64 = torch.float64
 
@@ -69,95 +69,3 @@ class TestCompSum:
     def test_refuses_tau(self) -> None:
         with pytest.raises(ValueError, match=r"tau must be >= 0, but got -0\.1"):
             CompSumLoss(-0.1)
-
-
-class Toy(nn.Module):
-    """Two inputs, three classes, curved; dropout makes it matter in which mode it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(5)
-        self.first = nn.Parameter(torch.randn(2, 8, dtype=F64, generator=generator) * 2)
-        self.second = nn.Parameter(torch.randn(8, 3, dtype=F64, generator=generator))
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(torch.tanh(x @ self.first)) @ self.second
-
-
-class TestSmoothAdversarial:
-    X = torch.tensor([[0.3, -0.2], [0.0, 0.5], [-1.0, 0.4], [0.2, 0.2]], dtype=F64)
-    Y = torch.tensor([0, 2, 1, 0])
-
-    def loss(self, model: nn.Module, **options: object) -> Tensor:
-        value: Tensor = SmoothAdversarialCompSumLoss(**options)(model, self.X, model(self.X), self.Y)  # type: ignore[arg-type]
-        return value
-
-    @pytest.mark.parametrize("off", [{"gamma": 0.0, "nu": 2.0}, {"nu": 0.0, "gamma": 0.3}])
-    def test_without_an_attack_it_is_comp_sum(self, off: dict[str, float]) -> None:
-        model = Toy().eval()
-        torch.testing.assert_close(self.loss(model, tau=1.5, **off), CompSumLoss(1.5)(model(self.X), self.Y))
-        torch.testing.assert_close(self.loss(model, rho=0.5, **off), CompSumLoss(1.0)(2 * model(self.X), self.Y))
-
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
-    def test_attack_lies_between_random_and_brute_force(self, norm: str) -> None:
-        model, gamma = Toy().eval(), 0.3
-        loss = SmoothAdversarialCompSumLoss(gamma=gamma, norm=norm)
-        logits = model(self.X).detach()
-        worst = loss.worst_inputs(model, self.X, logits, self.Y)
-        moved = worst - self.X
-        assert (moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)).max() <= gamma + 1e-12
-        found = loss._distance(model(worst), logits, self.Y)
-        sides = torch.linspace(-gamma, gamma, 61, dtype=F64)
-        grid = torch.cartesian_prod(sides, sides)
-        if norm == "l2":
-            ring = torch.linspace(0, 2 * math.pi, 200, dtype=F64)
-            grid = torch.cat([grid[grid.norm(dim=1) <= gamma], gamma * torch.stack([ring.cos(), ring.sin()], 1)])
-        points = (self.X.unsqueeze(1) + grid).flatten(0, 1)
-        all_distances = loss._distance(model(points), logits.repeat_interleave(len(grid), 0), self.Y.repeat_interleave(len(grid))).unflatten(0, (4, -1))
-        assert (found <= all_distances.amax(1) * 1.001).all()
-        assert (found > all_distances.mean(1)).all()
-        assert (found >= 0.9 * all_distances.amax(1)).float().mean() >= 0.75
-
-    def test_distance_is_of_the_margins(self) -> None:  # moved by (1, 0, -2): the target's margins over the others change by 1 and 3
-        loss = SmoothAdversarialCompSumLoss()
-        distance = loss._distance(torch.tensor([[1.0, 0.0, -2.0]]), torch.zeros(1, 3), torch.tensor([0]))
-        assert distance.item() == pytest.approx(math.sqrt(10))
-
-    def test_parameters_learn_from_both_terms(self) -> None:
-        model = Toy().eval()
-        both, clean = (torch.autograd.grad(self.loss(model, nu=nu, gamma=0.3), model.first)[0] for nu in (1.0, 0.0))
-        assert not torch.allclose(both, clean)
-
-    def test_mode_of_the_model_is_put_back_and_nothing_is_random_but_its_own(self) -> None:
-        model = Toy().train()
-        loss = SmoothAdversarialCompSumLoss(gamma=0.3)
-        logits = model.eval()(self.X).detach()
-        expected = loss.worst_inputs(model, self.X, logits, self.Y)
-        model.train()
-        assert torch.equal(loss.worst_inputs(model, self.X, logits, self.Y), expected)
-        assert model.training and model.dropout.training
-
-    def test_under_inference_mode(self) -> None:
-        model = Toy().eval()
-        expected = self.loss(model, gamma=0.3).detach()
-        with torch.inference_mode():
-            x, y = self.X.clone(), self.Y.clone()
-            value = SmoothAdversarialCompSumLoss(gamma=0.3)(model, x, model(x), y)
-        torch.testing.assert_close(value, expected)
-
-    def test_mixed_precision(self) -> None:
-        model = Toy().float().eval()
-        x, exact = self.X.float(), SmoothAdversarialCompSumLoss(gamma=0.3)(model, self.X.float(), model(self.X.float()), self.Y)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = SmoothAdversarialCompSumLoss(gamma=0.3)(model, x, model(x), self.Y)
-        assert value.item() == pytest.approx(exact.item(), rel=0.05)
-
-    @pytest.mark.parametrize("wrong", [{"rho": 0.0}, {"nu": -1.0}, {"gamma": -0.1}, {"norm": "l1"}, {"steps": 0}, {"tau": -1.0}])
-    def test_refusals(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-            SmoothAdversarialCompSumLoss(**wrong)  # type: ignore[arg-type]
-
-    def test_refuses_tokens(self) -> None:
-        with pytest.raises(ValueError, match="inputs must be real-valued"):
-            SmoothAdversarialCompSumLoss()(Toy(), torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 3), self.Y)

@@ -90,6 +90,7 @@ class TestOptionsWithOtherSettings(LossContract):
         "aldr_kl": {"num_samples": 105, "temperature": 0.5, "normalize": "l1"},
         "legendre_tron": {"num_classes": 5, "blocks": 2, "depth": 2},
         "smooth_adv_comp_sum": {"tau": 2.0, "rho": 0.5, "gamma": 0.3, "steps": 2},
+        "trades": {"beta": 1.0, "gamma": 0.3, "norm": "l2", "steps": 2},
         "psl": {"activation": "relu", "include_positive": True},
         "mann_whitney": {"negatives": "sum", "temperature": 1.0},
         "soft_top_k": {"k": None, "alpha": 10.0},
