@@ -25,6 +25,8 @@ bench:          ## losskit beside the same experiment written the usual way
 	$(PYTHON) tests/benchmarks/sweep_runs.py
 	$(PYTHON) tests/benchmarks/probes.py
 	$(PYTHON) tests/benchmarks/optimizers.py
+	$(PYTHON) tests/benchmarks/losses.py
+	$(PYTHON) tests/benchmarks/spherical.py
 
 golden:         ## write the golden loss curves anew (only when numbers are meant to change)
 	$(PYTHON) tests/test_golden.py --write
