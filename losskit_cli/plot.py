@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from losskit_cli.found_schedule import RunSource
 
 KINDS: dict[str, frozenset[str]] = {
-    "classification": frozenset({"logits", "target", "target_multi_hot", "index"}),
-    "regression": frozenset({"prediction", "target", "log_variance", "quantiles"}),
+    "classification": frozenset({"logits", "target", "target_multi_hot", "index", "lifetime_value"}),
+    "regression": frozenset({"prediction", "target", "log_variance", "quantiles", "measurement_residual"}),
+    "equation": frozenset({"residual", "initial_residual", "boundary_residual"}),
     "ranking": frozenset({"positive_scores", "negative_scores"}),
+    "density": frozenset({"log_density", "noise_log_density", "log_noise", "noise_log_noise"}),
     "embedding": frozenset({"embeddings", "target", "step"}),
+    "pairs": frozenset({"projections_1", "projections_2", "target"}),
 }
 """What can be drawn: a loss that needs nothing but these quantities, of one kind."""
-MARGIN = "margin: logit of the right class − logit of the other"
 POINTS = 161
+LIFETIME_VALUE = 200.0  # of the customer whose targeting is drawn
 FACTS = {
     "num_classes": 2,
     "embedding_dim": 3,
@@ -133,8 +136,9 @@ def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = 
 
     Classification: two classes with logits ``(m/2, -m/2)``, the first being right, so ``m`` is the margin (a loss over single labels: one label with
     logit ``m``); beside cross-entropy. Regression: target 0 (or 1, where the loss has no value at 0), unit predicted variance, all quantiles alike, against
-    the error; beside the squared error. Ranking: one wanted candidate and one other, against the lead of the first; beside the logistic loss (BPR).
-    Metric learning: two samples of one class and two of another, in turn the two classes apart and each class together, against the cosine of the one
+    the error (of a box of side 1: how far it is shifted); beside the squared error. An equation's residual at one point, all others 0: the same. Ranking:
+    one wanted candidate and one other, against the lead of the first; beside the logistic loss (BPR). Density: one sample and one of noise, likewise.
+    Metric learning: two samples of one class and two of another, or two pairs, in turn the two apart and each together, against the cosine of the one
     pair, or the classes, that moves.
 
     Args:
@@ -147,25 +151,31 @@ def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = 
 
     names = {parameter: (inputs or {}).get(parameter, parameter) for parameter in _required(loss)}
     kind = _kind(names.values())
-    if kind == "embedding":
-        return _embedding_picture(loss, name, names)
+    if kind in ("embedding", "pairs"):
+        return _cosine_picture(loss, name, names)
     if hasattr(loss, "reduction"):
         setattr(loss, "reduction", "none")  # noqa: B010  (any module's, not only our own Loss)
-    x = torch.linspace(-4, 4, POINTS) if kind == "regression" else torch.linspace(-6, 6, POINTS)
-    forms = {"classification": _class_forms, "ranking": _ranking_forms}.get(kind or "", lambda: _error_forms(loss))()
-    values, slopes = _curve(loss, names, x, forms, name)
+    of_error = kind in (None, "regression", "equation")
+    x = torch.linspace(-4, 4, POINTS) if of_error else torch.linspace(-6, 6, POINTS)
     point = x.double()
-    logistic = F.softplus(-point), -torch.sigmoid(-point)
-    usual, (baseline, other), against = {
-        "classification": ("cross-entropy", logistic, MARGIN),
-        "ranking": ("logistic (BPR)", logistic, "lead: score of the wanted candidate − score of the other"),
-    }.get(kind or "", ("squared error", (point**2, 2 * point), "error: prediction − target"))
+    if of_error:
+        usual, baseline, other = "squared error", point**2, 2 * point
+    else:
+        usual = {"classification": "cross-entropy", "ranking": "logistic (BPR)"}.get(kind or "", "logistic")
+        baseline, other = F.softplus(-point), -torch.sigmoid(-point)
+    forms, against = {
+        "classification": (_class_forms, "margin: logit of the right class − logit of the other"),
+        "ranking": (_ranking_forms, "lead: score of the wanted candidate − score of the other"),
+        "density": (_density_forms, "lead: log density of the sample − of the noise"),
+        "equation": (_equation_forms, "residual of the equation at one point"),
+    }.get(kind or "", (lambda: _error_forms(loss), "error: prediction − target"))
+    values, slopes = _curve(loss, names, x, forms(), name)
     panels = [Panel("loss", {name: values, usual: baseline.tolist()}), Panel("gradient", {name: slopes, usual: other.tolist()})]
     return Picture("loss", name, f"loss={name}", against, x.tolist(), panels)
 
 
-def _embedding_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> Picture:
-    """Two samples of each of two classes: one pair of a class moves apart, or one class towards the other."""
+def _cosine_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> Picture:
+    """Two samples of each of two classes, or two pairs: one pair moves apart, or one class towards the other."""
     import torch
 
     torch.manual_seed(0)  # what such a loss has learnt of the classes, it has not
@@ -176,13 +186,17 @@ def _embedding_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> 
             sine, zero, one = (1 - cosine.square()).sqrt(), torch.zeros_like(cosine), torch.ones_like(cosine)
             first, moved, away = torch.stack([one, zero, zero]), torch.stack([cosine, sine, zero]), torch.stack([zero, zero, one])
             rows = [first, moved, away, away] if moving == 1 else [first, first, moved, moved]
-            return {"embeddings": torch.stack(rows), "target": torch.tensor([0, 0, 1, 1]), "step": 0}
+            samples = torch.stack(rows)
+            if "embeddings" in names.values():
+                return {"embeddings": samples, "target": torch.tensor([0, 0, 1, 1]), "step": 0}
+            return {"projections_1": samples[::2], "projections_2": samples[1::2], "target": torch.tensor([0, 1])}
 
         return quantities
 
-    curves = {text: _curve(loss, names, x, [form(moving)], name) for moving, text in ((1, "of the same class"), (2, "of the other class"))}
+    one, shown = ("class", "two classes of two samples each") if "embeddings" in names.values() else ("pair", "two pairs")
+    curves = {text: _curve(loss, names, x, [form(moving)], name) for moving, text in ((1, f"of the same {one}"), (2, f"of the other {one}"))}
     panels = [Panel(label, {text: curve[i] for text, curve in curves.items()}) for i, label in enumerate(("loss", "gradient"))]
-    return Picture("loss", name, f"loss={name}: two classes of two samples each", "cosine to the samples …", x.tolist(), panels)
+    return Picture("loss", name, f"loss={name}: {shown}", "cosine to the samples …", x.tolist(), panels)
 
 
 def _curve(
@@ -223,12 +237,32 @@ def _ranking_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
     return [quantities]
 
 
+def _density_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
+    def quantities(lead: Tensor) -> dict[str, Tensor]:
+        sample, noise, even = (lead / 2).reshape(1), (-lead / 2).reshape(1, 1), lead.new_zeros(1)
+        return {"log_density": sample, "log_noise": even, "noise_log_density": noise, "noise_log_noise": even.reshape(1, 1)}
+
+    return [quantities]
+
+
+def _equation_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
+    def quantities(residual: Tensor) -> dict[str, Tensor]:
+        zero = residual.new_zeros(1, 1)
+        return {"residual": residual.reshape(1, 1), "initial_residual": zero, "boundary_residual": zero}
+
+    return [quantities]
+
+
 def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
-    """One label with its logit (the other one is 0: what a sigmoid compares with); two classes, alone and at one place or pixel."""
+    """One label with its logit (the other one is 0: what a sigmoid compares with); two classes, alone, at one place or pixel, or one of them at 0."""
     import torch
 
     def one_label(margin: Tensor) -> dict[str, Tensor]:
-        return {"logits": margin.reshape(1, 1), "target_multi_hot": torch.ones(1, 1), "index": torch.zeros(1, dtype=torch.long)}
+        label = {"target_multi_hot": torch.ones(1, 1), "index": torch.zeros(1, dtype=torch.long), "lifetime_value": torch.full((1,), LIFETIME_VALUE)}
+        return {"logits": margin.reshape(1, 1), **label}
+
+    def beside_zero(margin: Tensor) -> dict[str, Tensor]:
+        return {"logits": torch.stack([margin, torch.zeros_like(margin)]).reshape(1, 2), "target": torch.zeros(1, dtype=torch.long)}
 
     def form(*extra: int) -> Callable[[Tensor], dict[str, Tensor]]:
         def quantities(margin: Tensor) -> dict[str, Tensor]:
@@ -242,7 +276,7 @@ def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
 
         return quantities
 
-    return [one_label, form(), form(1), form(1, 1)]
+    return [one_label, form(), form(1), form(1, 1), beside_zero]
 
 
 def _error_forms(loss: nn.Module) -> list[Callable[[Tensor], dict[str, Tensor]]]:
@@ -258,11 +292,17 @@ def _error_forms(loss: nn.Module) -> list[Callable[[Tensor], dict[str, Tensor]]]
                 "target": torch.full((1, 1), target),
                 "log_variance": torch.zeros(1, 1),
                 "quantiles": prediction.unsqueeze(-1).expand(1, 1, levels),
+                "measurement_residual": prediction,
             }
 
         return quantities
 
-    return [form(0.0), form(1.0)]
+    def shifted_box(error: Tensor) -> dict[str, Tensor]:
+        across = error.new_tensor([[1.0, 0.0, 1.0, 0.0]])
+        box = error.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+        return {"prediction": box + error * across, "target": box}
+
+    return [form(0.0), form(1.0), shifted_box]
 
 
 def _required(loss: nn.Module) -> list[str]:
@@ -305,7 +345,7 @@ def _require_plottable(catalogue: Catalogue, name: str) -> None:
         others = [option.name for option in catalogue.options("loss") if _kind(option.needs())]
         raise UsageError(
             f"loss={name} needs {', '.join(needs)}: there is no one number to draw it against. What can be drawn needs logits, a prediction or embeddings "
-            f"and a target, or scores of candidates: {', '.join(others)}"
+            f"and a target, scores of candidates, pairs, densities or residuals: {', '.join(others)}"
         )
 
 

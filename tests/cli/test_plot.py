@@ -107,7 +107,8 @@ class TestLoss:
                 assert any(gradient["curves"][first]), name
                 assert all(map(math.isfinite, value["curves"][first])), name
         assert {"focal", "dice", "gaussian_nll", "quantile", "poly1", "huber", "bpr", "triplet", "arcface"} <= drawn
-        assert {"kd", "info_nce"} <= refused and len(drawn) > 2 * len(refused)
+        assert {"box_giou", "info_nce", "tal", "nce", "pinn", "spherical_softmax", "profit_regret"} <= drawn
+        assert {"kd", "trades"} <= refused and len(drawn) > 5 * len(refused)
 
     def test_ranking_is_drawn_against_the_lead(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run_plot(["loss=bpr"], json=True)
@@ -123,6 +124,25 @@ class TestLoss:
         slopes = {name: shown["panels"][1]["curves"][name] for name in ("of the same class", "of the other class")}
         assert min(slopes["of the other class"]) >= -1e-6 < max(slopes["of the other class"]), "nearer to the other class is worse"
         assert max(slopes["of the same class"]) <= 1e-6, "nearer to its own class is better"
+
+    def test_pairs_are_drawn_against_the_cosine(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """InfoNCE of two orthogonal pairs, each at one place: every sample's own partner at cosine 1, the other pair's two at c."""
+        run_plot(["loss=info_nce", "loss.temperature=0.5"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        other = shown["panels"][0]["curves"]["of the other pair"]
+        assert other == pytest.approx([math.log1p(2 * math.exp((c - 1) / 0.5)) for c in shown["x"]], abs=1e-5)
+
+    def test_boxes_are_drawn_against_the_shift(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_plot(["loss=box_iou"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        overlap = [max(1 - abs(shift), 0.0) for shift in shown["x"]]
+        assert shown["panels"][0]["curves"]["box_iou"] == pytest.approx([1 - o / (2 - o) for o in overlap], abs=1e-5)
+
+    def test_densities_are_drawn_against_the_lead(self, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Noise contrastive estimation with one sample of each and even odds is the logistic loss of both halves of the lead."""
+        run_plot(["loss=nce"], json=True)
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["panels"][0]["curves"]["nce"] == pytest.approx([2 * math.log1p(math.exp(-x / 2)) for x in shown["x"]], abs=1e-5)
 
     def test_third_partys_names(self) -> None:
         picture = loss_picture(torch.nn.MSELoss(), "theirs", {"input": "prediction"})
