@@ -36,6 +36,12 @@ from losskit_cli.threads import check_threads
 Config = Mapping[str, Any]
 PROFILERS: Mapping[str, Callable[..., Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 TRAINER_OWN_KEYS = ("compile", "threads")
+CLASS_WEIGHTS: Mapping[str, Callable[[float, int], float]] = {
+    "balanced": lambda rarity, classes: rarity / classes,
+    "log": lambda rarity, classes: math.log(rarity),
+}
+"""``loss.weight=balanced``: n / (C n_c) for class c of C, so that all classes weigh alike; ``log``: ln(n / n_c), milder where a class is very rare, as in the
+weighted cross-entropy of Li et al., "Dice Loss for Data-imbalanced NLP Tasks", ACL 2020, arXiv:1911.02855, with its K = 1."""
 
 
 @dataclass
@@ -368,8 +374,9 @@ class Builder:
     def _bound(self, key: str, node: Config, task: Task, method: str = "forward") -> Bound:
         node = dict(node)
         inputs = node.pop("inputs", None)
-        if node.get("weight") == "balanced":
-            node["weight"] = self._balanced_weight(key)
+        rule = node.get("weight")
+        if isinstance(rule, str) and rule in CLASS_WEIGHTS:
+            node["weight"] = self._class_weight(key, rule)
         component = self.make(key, node)
         name = next((n for n, c in components.tasks.BY_NAME.items() if isinstance(task, c)), type(task).__name__)
         with user_errors():
@@ -391,11 +398,11 @@ class Builder:
             raise UsageError(f"{key} must be a number or a schedule, but got {weight!r}")
         return float(weight)
 
-    def _balanced_weight(self, key: str) -> list[float]:
+    def _class_weight(self, key: str, rule: str) -> list[float]:
         counts = self.facts.get("class_counts")
         if counts is None:
-            raise UsageError(f"{key}.weight=balanced needs data with classes, which {self._named('data')} has not")
-        return [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+            raise UsageError(f"{key}.weight={rule} needs data with classes, which {self._named('data')} has not")
+        return [CLASS_WEIGHTS[rule](sum(counts) / max(count, 1), len(counts)) for count in counts]
 
     def _named(self, key: str) -> str:
         """``loss`` -> ``loss=focal``: how the user chose it."""

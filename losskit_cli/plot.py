@@ -359,7 +359,7 @@ def _inputs(node: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _loss_node(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in node.items() if k != "inputs" and not (k == "weight" and v == "balanced")}
+    return {k: v for k, v in node.items() if k != "inputs" and not (k == "weight" and isinstance(v, str))}
 
 
 def maker(allowed: Iterable[str], named: str) -> Callable[[str, Mapping[str, Any], Mapping[str, Any]], Any]:

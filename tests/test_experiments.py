@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from losskit_cli.build import Builder
+from losskit_cli.compose import Composer
 from tests.conftest import REPOSITORY, Result
 
 Losskit = Callable[..., Result]
@@ -222,6 +224,15 @@ class TestEveryOption:
     @pytest.mark.parametrize("transform", ["random_flip", "gaussian_noise"])
     def test_transform_of_pictures_with_masks(self, losskit: Losskit, transform: str) -> None:
         dry_run(losskit, *CELLS, f"transform=[{transform}]")
+
+    def test_class_weights_by_name(self, losskit: Losskit) -> None:
+        """Of a set whose rarest class is a tenth of its commonest, by scikit-learn's rule and by the logarithm."""
+        data = ["data=digits", "data.imbalance=10", "model=linear", "seed=1"]
+        given = {rule: dry_run(losskit, *data, f"loss.weight={rule}")["loss"] for rule in ("balanced", "log", "null")}
+        assert len(set(given.values())) == 3
+        counts = np.bincount(Builder(Composer().compose(data).resolved()).data().splits["train"]["target"])
+        for rule, weights in {"balanced": counts.sum() / (10 * counts), "log": np.log(counts.sum() / counts)}.items():
+            assert dry_run(losskit, *data, f"loss.weight=[{','.join(map(str, weights))}]")["loss"] == pytest.approx(given[rule], rel=1e-6)
 
     @pytest.mark.parametrize("reweighting", options("reweighting"))
     def test_reweighting(self, losskit: Losskit, reweighting: str) -> None:
