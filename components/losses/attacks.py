@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from components.counter_random import normal
 from components.losses.base import IGNORE_INDEX, Loss, Reduction, at_least_float32
 from components.losses.comp_sum import comp_sum
-from components.losses.scores import checked_scores, score_of_target
+from components.losses.scores import checked_scores, divergence, score_of_target
 from components.models.base import evaluating, split_output
 from components.validation import require, require_choice
 
@@ -162,7 +162,7 @@ class SmoothAdversarialCompSumLoss(AdversarialLoss):
     def worst_inputs(self, model: nn.Module, inputs: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """Inputs in the ball around ``inputs`` that move the margins far, without gradient."""
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-            centre, scores = inputs.detach().clone(), logits.detach().clone().to(torch.promote_types(logits.dtype, torch.float32))
+            centre, scores = inputs.detach().clone(), logits.detach().clone().to(at_least_float32(logits.dtype))
             target = target.clone()
             kept = target != self.ignore_index
 
@@ -260,9 +260,3 @@ class TRADESLoss(AdversarialLoss):
             element = torch.arange(centre.shape[1:].numel(), device=centre.device).reshape(centre.shape[1:])
             noise = normal(self.batches + self.seed * 1_000_003, element, dtype=at_least_float32(centre.dtype))
             return self.ascend(distance, centre, (centre + 0.001 * noise).to(centre.dtype))
-
-
-def divergence(scores: Tensor, others: Tensor) -> Tensor:
-    """KL divergence of the softmax of ``others`` (N, C, d1, …) from that of ``scores``: (N, d1, …)."""
-    log_p = scores.log_softmax(1)
-    return (log_p.exp() * (log_p - others.log_softmax(1))).sum(1)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from components.losses.base import IGNORE_INDEX, Loss, Reduction, check_same_shape
 from components.losses.classification import cross_entropy_per_element
+from components.losses.scores import divergence
 from components.validation import require
 
 
@@ -65,8 +65,6 @@ class KDLoss(Loss):
         check_same_shape("teacher_logits", teacher_logits, "logits", logits)
         ce = cross_entropy_per_element(logits, target, ignore_index=self.ignore_index)
         self.check_weight(logits.shape[1])
-        student = F.log_softmax(logits / self.temperature, dim=1)
-        teacher = F.log_softmax(teacher_logits.detach().to(logits.dtype) / self.temperature, dim=1)
-        kl = (teacher.exp() * (teacher - student)).sum(1)  # F.kl_div has no batching rule, so many trials at once would run one by one
+        kl = divergence(teacher_logits.detach().to(logits.dtype) / self.temperature, logits / self.temperature)
         of_teacher, of_labels = self.shares
         return self.reduce(of_teacher * self.alpha * self.temperature**2 * kl + of_labels * (1 - self.alpha) * ce, target)

@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from components.losses.base import IGNORE_INDEX, Loss, Reduction, nonzero, reduce_values
+from components.losses.base import IGNORE_INDEX, Loss, Reduction, at_least_float32, nonzero, reduce_values
 from components.losses.metric_learning import check_labelled_embeddings, dot_products, unit_length
 from components.validation import require
 
 
 def precise(embeddings: Tensor, normalize: bool) -> Tensor:
     """In float32 at least, at length 1 if ``normalize``."""
-    return unit_length(embeddings) if normalize else embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    return unit_length(embeddings) if normalize else embeddings.to(at_least_float32(embeddings.dtype))
 
 
 def squared_distances(points: Tensor, others: Tensor) -> Tensor:

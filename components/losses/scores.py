@@ -32,3 +32,12 @@ def without_target(scores: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 def class_of(target: Tensor, ignore_index: int) -> Tensor:
     """``target`` with class 0 in the place of what is ignored, so that it can index."""
     return target.masked_fill(target == ignore_index, 0)
+
+
+def divergence(scores: Tensor, others: Tensor) -> Tensor:
+    """KL divergence of the softmax of ``others`` (N, C, d1, …) from that of ``scores``: (N, d1, …).
+
+    Written out: :func:`torch.nn.functional.kl_div` has no batching rule, so many trials at once would run one by one.
+    """
+    log_p = scores.log_softmax(1)
+    return (log_p.exp() * (log_p - others.log_softmax(1))).sum(1)
