@@ -11,10 +11,31 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from components.losses.costs import check_campaign, per_sample, value_of_targeting
+from components.metrics.selective import counted
 from components.validation import require, require_choice
 
 
-class CampaignProfit(Metric):
+class OfCustomers(Metric):
+    """Base of metrics of all customers of a split at once: gathers scores and who is about to leave, and leaves out of whom that is not known (NaN)."""
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    scores: list[Tensor]
+    positive: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("positive", [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        kept = ~target[:, 0].isnan()
+        self.scores.append(preds[:, 0].float()[kept])
+        self.positive.append(target[:, 0].float()[kept])
+
+
+class CampaignProfit(OfCustomers):
     r"""Profit of a retention campaign, per customer there is: what those targeted were worth targeting.
 
     .. math:: \frac{1}{N} \sum_i z_i v_i, \qquad v_i = \gamma (\mathrm{CLV}_i - d) - f \text{ if about to leave, else } -(d + f)
@@ -41,11 +62,6 @@ class CampaignProfit(Metric):
         with individual values: Gómez-Vargas et al., EJOR 2025, arXiv:2310.07047.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    scores: list[Tensor]
-    positive: list[Tensor]
     worth: list[Tensor]
 
     def __init__(self, rule: str = "score", *, budget: float | None = None, accept: float = 0.3, offer: float = 10.0, contact: float = 1.0) -> None:
@@ -54,15 +70,12 @@ class CampaignProfit(Metric):
         require(budget is None or 0 < budget <= 1, "budget must be in (0, 1], or null", budget)
         check_campaign(accept, offer, contact)
         self.rule, self.budget, self.accept, self.offer, self.contact = rule, budget, accept, offer, contact
-        for name in ("scores", "positive", "worth"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("worth", [], dist_reduce_fx="cat")
 
-    def update(self, preds: Tensor, target: Tensor, lifetime_value: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor, lifetime_value: Tensor) -> None:  # type: ignore[override]
         per_sample(lifetime_value, preds)
-        kept = ~target[:, 0].isnan()
-        self.scores.append(preds[:, 0].float()[kept])
-        self.positive.append(target[:, 0].float()[kept])
-        self.worth.append(lifetime_value.float()[kept])
+        super().update(preds, target)
+        self.worth.append(lifetime_value.float()[~target[:, 0].isnan()])
 
     def values(self) -> Tensor:
         """What targeting each customer is worth."""
@@ -102,7 +115,7 @@ class CampaignRegret(CampaignProfit):
         return (best.sum() / len(values)).float() - super().compute()
 
 
-class ExpectedMaximumProfit(Metric):
+class ExpectedMaximumProfit(OfCustomers):
     r"""Expected maximum profit for churn (EMPC), per customer: the best threshold's on the score, where how readily the offer is accepted is uncertain.
 
     .. math:: \int_0^1 \max_t P(t; \gamma)\, h(\gamma)\, d\gamma, \qquad
@@ -134,27 +147,14 @@ class ExpectedMaximumProfit(Metric):
         IEEE TKDE 25(5), 2013.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    scores: list[Tensor]
-    positive: list[Tensor]
-
     def __init__(self, lifetime_value: float = 200.0, *, offer: float = 10.0, contact: float = 1.0, alpha: float = 6.0, beta: float = 14.0) -> None:
         super().__init__()
-        require(offer >= 0, "offer must be >= 0", offer)
-        require(contact >= 0, "contact must be >= 0", contact)
-        require(lifetime_value > offer, f"lifetime_value must be > offer ({offer})", lifetime_value)
         require(alpha > 0, "alpha must be > 0", alpha)
         require(beta > 0, "beta must be > 0", beta)
+        self.accept = alpha / (alpha + beta)
+        check_campaign(self.accept, offer, contact)
+        require(lifetime_value > offer, f"lifetime_value must be > offer ({offer})", lifetime_value)
         self.lifetime_value, self.offer, self.contact, self.alpha, self.beta = lifetime_value, offer, contact, alpha, beta
-        for name in ("scores", "positive"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        kept = ~target[:, 0].isnan()
-        self.scores.append(preds[:, 0].float()[kept])
-        self.positive.append(target[:, 0].float()[kept])
 
     def compute(self) -> Tensor:
         scores, positive = (dim_zero_cat(state).cpu().double() for state in (self.scores, self.positive))
@@ -166,8 +166,7 @@ class ExpectedMaximumProfit(Metric):
         break_even = np.divide(np.diff(costs), earned, out=np.full_like(earned, np.inf), where=earned > 0)
         limits = np.concatenate([[0.0], break_even.clip(0, 1), [1.0]])
         probability = np.diff(betainc(self.alpha, self.beta, limits))
-        mean = self.alpha / (self.alpha + self.beta)
-        accepted = mean * np.diff(betainc(self.alpha + 1, self.beta, limits))  # integral of gamma h(gamma) over each interval
+        accepted = self.accept * np.diff(betainc(self.alpha + 1, self.beta, limits))  # integral of gamma h(gamma) over each interval
         return torch.tensor(kept * leavers @ accepted - costs @ probability).div(len(scores)).float()
 
 
@@ -180,10 +179,8 @@ def roc_hull(scores: Tensor, positive: Tensor) -> tuple[NDArray[np.float64], NDA
         scores: (N,); equal ones are targeted together.
         positive: whether the customer is about to leave, (N,).
     """
-    thresholds, which = scores.unique(return_inverse=True)
-    steps = [torch.bincount(which, weights=kind, minlength=len(thresholds)).flip(0) for kind in (positive, 1 - positive)]
     hull = [(0.0, 0.0)]
-    for leavers, others in zip(*(step.cumsum(0).tolist() for step in steps), strict=True):
+    for others, leavers in zip(*(counts.tolist() for counts in counted(scores, positive)), strict=True):
         while len(hull) > 1 and not _bends_down(hull[-2], hull[-1], (leavers, others)):
             hull.pop()
         hull.append((leavers, others))

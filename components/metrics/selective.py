@@ -210,4 +210,11 @@ class RejectionCost(Selective):
 
 def last_of_equals(values: Tensor) -> Tensor:
     """Where a sorted 1-D tensor goes on to another value, its end included."""
-    return torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])
+    return torch.cat([values[1:] != values[:-1], values.new_ones(min(len(values), 1), dtype=torch.bool)])
+
+
+def counted(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """How many negatives and how many positives score at or above each threshold (each score that there is, from the highest down), in float64."""
+    scores, order = scores.sort(descending=True)
+    positive, last = positive[order].double(), last_of_equals(scores)
+    return (1 - positive).cumsum(0)[last], positive.cumsum(0)[last]

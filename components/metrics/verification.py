@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from torchmetrics.utilities import dim_zero_cat
 
 from components.metrics.retrieval import OfEmbeddings
-from components.metrics.selective import last_of_equals
+from components.metrics.selective import counted
 from components.validation import require, require_choice
 
 
@@ -37,12 +37,9 @@ class Verification(OfEmbeddings):
 
 def roc(scores: Tensor, genuine: Tensor) -> tuple[Tensor, Tensor]:
     """Shares of impostors and of genuine trials with a score at or above each threshold, from (0, 0) to (1, 1); ties move together."""
-    scores, order = scores.sort(descending=True)
-    right = genuine[order].double().cumsum(0)
-    wrong = (~genuine[order]).double().cumsum(0)
-    last_of_ties = last_of_equals(scores)
+    wrong, right = counted(scores, genuine)
     start = torch.zeros(1, dtype=torch.float64, device=scores.device)
-    return torch.cat([start, wrong[last_of_ties] / wrong[-1]]), torch.cat([start, right[last_of_ties] / right[-1]])
+    return torch.cat([start, wrong / wrong[-1]]), torch.cat([start, right / right[-1]])
 
 
 class VerificationAUC(Verification):
