@@ -155,21 +155,18 @@ def loss_picture(loss: nn.Module, name: str, inputs: Mapping[str, str] | None = 
         return _cosine_picture(loss, name, names)
     if hasattr(loss, "reduction"):
         setattr(loss, "reduction", "none")  # noqa: B010  (any module's, not only our own Loss)
-    of_error = kind in (None, "regression", "equation")
-    x = torch.linspace(-4, 4, POINTS) if of_error else torch.linspace(-6, 6, POINTS)
+    pictures: dict[str, tuple[Sequence[Callable[[Tensor], Mapping[str, Any]]], str, str]] = {
+        "classification": (_class_forms(), "margin: logit of the right class − logit of the other", "cross-entropy"),
+        "ranking": ([_two_candidates], "lead: score of the wanted candidate − score of the other", "logistic (BPR)"),
+        "density": ([_two_densities], "lead: log density of the sample − of the noise", "logistic"),
+        "equation": ([_one_residual], "residual of the equation at one point", "squared error"),
+    }
+    forms, against, usual = pictures[kind] if kind in pictures else (_error_forms(loss), "error: prediction − target", "squared error")
+    end = 4 if usual == "squared error" else 6
+    x = torch.linspace(-end, end, POINTS)
     point = x.double()
-    if of_error:
-        usual, baseline, other = "squared error", point**2, 2 * point
-    else:
-        usual = {"classification": "cross-entropy", "ranking": "logistic (BPR)"}.get(kind or "", "logistic")
-        baseline, other = F.softplus(-point), -torch.sigmoid(-point)
-    forms, against = {
-        "classification": (_class_forms, "margin: logit of the right class − logit of the other"),
-        "ranking": (_ranking_forms, "lead: score of the wanted candidate − score of the other"),
-        "density": (_density_forms, "lead: log density of the sample − of the noise"),
-        "equation": (_equation_forms, "residual of the equation at one point"),
-    }.get(kind or "", (lambda: _error_forms(loss), "error: prediction − target"))
-    values, slopes = _curve(loss, names, x, forms(), name)
+    baseline, other = (point**2, 2 * point) if usual == "squared error" else (F.softplus(-point), -torch.sigmoid(-point))
+    values, slopes = _curve(loss, names, x, forms, name)
     panels = [Panel("loss", {name: values, usual: baseline.tolist()}), Panel("gradient", {name: slopes, usual: other.tolist()})]
     return Picture("loss", name, f"loss={name}", against, x.tolist(), panels)
 
@@ -179,6 +176,7 @@ def _cosine_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> Pic
     import torch
 
     torch.manual_seed(0)  # what such a loss has learnt of the classes, it has not
+    of_classes = "embeddings" in names.values()
     x = torch.linspace(-0.98, 0.98, POINTS)
 
     def form(moving: int) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -187,13 +185,13 @@ def _cosine_picture(loss: nn.Module, name: str, names: Mapping[str, str]) -> Pic
             first, moved, away = torch.stack([one, zero, zero]), torch.stack([cosine, sine, zero]), torch.stack([zero, zero, one])
             rows = [first, moved, away, away] if moving == 1 else [first, first, moved, moved]
             samples = torch.stack(rows)
-            if "embeddings" in names.values():
+            if of_classes:
                 return {"embeddings": samples, "target": torch.tensor([0, 0, 1, 1]), "step": 0}
             return {"projections_1": samples[::2], "projections_2": samples[1::2], "target": torch.tensor([0, 1])}
 
         return quantities
 
-    one, shown = ("class", "two classes of two samples each") if "embeddings" in names.values() else ("pair", "two pairs")
+    one, shown = ("class", "two classes of two samples each") if of_classes else ("pair", "two pairs")
     curves = {text: _curve(loss, names, x, [form(moving)], name) for moving, text in ((1, f"of the same {one}"), (2, f"of the other {one}"))}
     panels = [Panel(label, {text: curve[i] for text, curve in curves.items()}) for i, label in enumerate(("loss", "gradient"))]
     return Picture("loss", name, f"loss={name}: {shown}", "cosine to the samples …", x.tolist(), panels)
@@ -230,27 +228,18 @@ def _curve(
     raise UsageError(f"loss={name} cannot be drawn against one number: {problems[0]}")
 
 
-def _ranking_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
-    def quantities(lead: Tensor) -> dict[str, Tensor]:
-        return {"positive_scores": (lead / 2).reshape(1), "negative_scores": (-lead / 2).reshape(1, 1)}
-
-    return [quantities]
+def _two_candidates(lead: Tensor) -> dict[str, Tensor]:
+    return {"positive_scores": (lead / 2).reshape(1), "negative_scores": (-lead / 2).reshape(1, 1)}
 
 
-def _density_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
-    def quantities(lead: Tensor) -> dict[str, Tensor]:
-        sample, noise, even = (lead / 2).reshape(1), (-lead / 2).reshape(1, 1), lead.new_zeros(1)
-        return {"log_density": sample, "log_noise": even, "noise_log_density": noise, "noise_log_noise": even.reshape(1, 1)}
-
-    return [quantities]
+def _two_densities(lead: Tensor) -> dict[str, Tensor]:
+    sample, noise, even = (lead / 2).reshape(1), (-lead / 2).reshape(1, 1), lead.new_zeros(1)
+    return {"log_density": sample, "log_noise": even, "noise_log_density": noise, "noise_log_noise": even.reshape(1, 1)}
 
 
-def _equation_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
-    def quantities(residual: Tensor) -> dict[str, Tensor]:
-        zero = residual.new_zeros(1, 1)
-        return {"residual": residual.reshape(1, 1), "initial_residual": zero, "boundary_residual": zero}
-
-    return [quantities]
+def _one_residual(residual: Tensor) -> dict[str, Tensor]:
+    zero = residual.new_zeros(1, 1)
+    return {"residual": residual.reshape(1, 1), "initial_residual": zero, "boundary_residual": zero}
 
 
 def _class_forms() -> list[Callable[[Tensor], dict[str, Tensor]]]:
