@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 
 from components.losses import CompSumLoss, CrossEntropyLoss, SmoothAdversarialCompSumLoss, TRADESLoss
 
+Kind = type[SmoothAdversarialCompSumLoss] | type[TRADESLoss]
 F64 = torch.float64
 X = torch.tensor([[0.3, -0.2], [0.0, 0.5], [-1.0, 0.4], [0.2, 0.2]], dtype=F64)
 Y = torch.tensor([0, 2, 1, 0])
@@ -26,16 +28,27 @@ class Toy(nn.Module):
         return self.dropout(torch.tanh(x @ self.first)) @ self.second
 
 
-class TestSmoothAdversarial:
-    def loss(self, model: nn.Module, **options: object) -> Tensor:
-        value: Tensor = SmoothAdversarialCompSumLoss(**options)(model, X, model(X), Y)  # type: ignore[arg-type]
-        return value
+def value(kind: Kind, model: nn.Module, **options: Any) -> Tensor:
+    found: Tensor = kind(**options)(model, X, model(X), Y)
+    return found
 
+
+@pytest.mark.parametrize("kind", [SmoothAdversarialCompSumLoss, TRADESLoss])
+def test_under_inference_mode(kind: Kind) -> None:
+    model = Toy().eval()
+    expected = value(kind, model, gamma=0.3).detach()
+    with torch.inference_mode():
+        x, y = X.clone(), Y.clone()
+        found = kind(gamma=0.3)(model, x, model(x), y)
+    torch.testing.assert_close(found, expected)
+
+
+class TestSmoothAdversarial:
     @pytest.mark.parametrize("off", [{"gamma": 0.0, "nu": 2.0}, {"nu": 0.0, "gamma": 0.3}])
     def test_without_an_attack_it_is_comp_sum(self, off: dict[str, float]) -> None:
         model = Toy().eval()
-        torch.testing.assert_close(self.loss(model, tau=1.5, **off), CompSumLoss(1.5)(model(X), Y))
-        torch.testing.assert_close(self.loss(model, rho=0.5, **off), CompSumLoss(1.0)(2 * model(X), Y))
+        torch.testing.assert_close(value(SmoothAdversarialCompSumLoss, model, tau=1.5, **off), CompSumLoss(1.5)(model(X), Y))
+        torch.testing.assert_close(value(SmoothAdversarialCompSumLoss, model, rho=0.5, **off), CompSumLoss(1.0)(2 * model(X), Y))
 
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_attack_lies_between_random_and_brute_force(self, norm: str) -> None:
@@ -64,7 +77,7 @@ class TestSmoothAdversarial:
 
     def test_parameters_learn_from_both_terms(self) -> None:
         model = Toy().eval()
-        both, clean = (torch.autograd.grad(self.loss(model, nu=nu, gamma=0.3), model.first)[0] for nu in (1.0, 0.0))
+        both, clean = (torch.autograd.grad(value(SmoothAdversarialCompSumLoss, model, nu=nu, gamma=0.3), model.first)[0] for nu in (1.0, 0.0))
         assert not torch.allclose(both, clean)
 
     def test_mode_of_the_model_is_put_back_and_nothing_is_random_but_its_own(self) -> None:
@@ -75,14 +88,6 @@ class TestSmoothAdversarial:
         model.train()
         assert torch.equal(loss.worst_inputs(model, X, logits, Y), expected)
         assert model.training and model.dropout.training
-
-    def test_under_inference_mode(self) -> None:
-        model = Toy().eval()
-        expected = self.loss(model, gamma=0.3).detach()
-        with torch.inference_mode():
-            x, y = X.clone(), Y.clone()
-            value = SmoothAdversarialCompSumLoss(gamma=0.3)(model, x, model(x), y)
-        torch.testing.assert_close(value, expected)
 
     def test_mixed_precision(self) -> None:
         model = Toy().float().eval()
@@ -110,10 +115,6 @@ def start(loss: TRADESLoss, model: nn.Module, inputs: Tensor, target: Tensor) ->
 
 
 class TestTRADES:
-    def loss(self, model: nn.Module, **options: object) -> Tensor:
-        value: Tensor = TRADESLoss(**options)(model, X, model(X), Y)  # type: ignore[arg-type]
-        return value
-
     def test_worked_value(self) -> None:
         """One weight: the ascent goes to the end of the interval on whose side the noise lies, and KL is that of two coins."""
         model = nn.Linear(1, 2, bias=False, dtype=F64)
@@ -128,7 +129,7 @@ class TestTRADES:
     @pytest.mark.parametrize("off", [{"gamma": 0.3, "beta": 0.0}, {"gamma": 0.0, "beta": 2.0}])
     def test_without_an_attack_it_is_cross_entropy(self, off: dict[str, float]) -> None:
         model = Toy().eval()
-        torch.testing.assert_close(self.loss(model, **off), CrossEntropyLoss()(model(X), Y))
+        torch.testing.assert_close(value(TRADESLoss, model, **off), CrossEntropyLoss()(model(X), Y))
 
     def test_is_the_authors_procedure(self) -> None:
         """Their loop, written plainly, from the same noise."""
@@ -145,9 +146,9 @@ class TestTRADES:
         torch.testing.assert_close(loss.worst_inputs(model, X, Y), x.detach())
         logits = model(X)
         expected = F.cross_entropy(logits, Y) + beta * F.kl_div(model(x.detach()).log_softmax(1), logits.softmax(1), reduction="batchmean")
-        value = loss(model, X, logits, Y)
-        torch.testing.assert_close(value, expected)
-        for got, wanted in zip(*(torch.autograd.grad(v, [model.first, model.second], retain_graph=True) for v in (value, expected)), strict=True):
+        found = loss(model, X, logits, Y)
+        torch.testing.assert_close(found, expected)
+        for got, wanted in zip(*(torch.autograd.grad(v, [model.first, model.second], retain_graph=True) for v in (found, expected)), strict=True):
             torch.testing.assert_close(got, wanted)
 
     @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -186,14 +187,6 @@ class TestTRADES:
         model = Toy().train()
         TRADESLoss(gamma=0.3).worst_inputs(model, X, Y)
         assert model.training and model.dropout.training
-
-    def test_under_inference_mode(self) -> None:
-        model = Toy().eval()
-        expected = self.loss(model, gamma=0.3).detach()
-        with torch.inference_mode():
-            x, y = X.clone(), Y.clone()
-            value = TRADESLoss(gamma=0.3)(model, x, model(x), y)
-        torch.testing.assert_close(value, expected)
 
     @pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"gamma": -0.1}, {"norm": "l1"}, {"steps": 0}])
     def test_refusals(self, wrong: dict[str, object]) -> None:
